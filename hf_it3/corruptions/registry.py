@@ -1,0 +1,209 @@
+"""The registry of corruptions and the one function that applies them."""
+
+import difflib
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .randomness import ImageRandom
+
+SEVERITIES = (1, 2, 3, 4, 5)
+
+# Images are corrupted in chunks of about this many values, so that memory stays flat.
+_CHUNK_VALUES = 2**18
+
+_REGISTRY: dict[tuple[str, str], "Corruption"] = {}
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A corruption of a suite, with its severity parameters.
+
+    Attributes:
+        name: name within the suite, for example `"shot_noise"`.
+        suite: `"imagenet-c"`, `"mnist-c"` or `"digits-shift"`.
+        function: `function(images, random, **parameters)` with images (B, C, H, W) in [0, 1] and an `ImageRandom`;
+            returns a tensor of the same shape, clipped to [0, 1] afterwards where `clipped`.
+        tables: severity parameters by the image side in pixels that they were published for. Each parameter has
+            five values, one per severity, or one value for a condition without severities.
+        lengths: names of those parameters that are lengths in pixels. They scale with the image side.
+        source: where the parameters come from.
+        published_severity: the severity at which the suite was published, where it was published at one only.
+        clipped: False for the conditions that leave [0, 1].
+    """
+
+    name: str
+    suite: str
+    function: Callable[..., torch.Tensor]
+    tables: Mapping[int, Mapping[str, tuple[float, ...]]]
+    source: str
+    lengths: tuple[str, ...] = ()
+    published_severity: int | None = None
+    clipped: bool = True
+
+    @property
+    def qualified_name(self) -> str:
+        """`"suite/name"`."""
+        return f"{self.suite}/{self.name}"
+
+    @property
+    def severities(self) -> tuple[int, ...]:
+        """(1, 2, 3, 4, 5), or () for a condition without severities."""
+        graded = any(len(values) > 1 for table in self.tables.values() for values in table.values())
+        return SEVERITIES if graded else ()
+
+    def parameters(self, severity: int, height: int, width: int) -> dict[str, float]:
+        """Parameters of `function` at a severity, for images of `height` x `width` pixels.
+
+        The shorter side decides. Suites published for several image sides use the table of 32 px (CIFAR-10-C) below
+        48 px, of 64 px (Tiny ImageNet-C) below 100 px and of 224 px (ImageNet-C) from there on. Lengths in pixels
+        are multiplied by the shorter side over the side of the table.
+        """
+        side = min(height, width)
+        preferred = 32 if side < 48 else 64 if side < 100 else 224
+        published_side = preferred if preferred in self.tables else next(iter(self.tables))
+        table = self.tables[published_side]
+        values = {name: row[severity - 1] if len(row) > 1 else row[0] for name, row in table.items()}
+        return {
+            name: value * side / published_side if name in self.lengths else value for name, value in values.items()
+        }
+
+
+def register(corruption: Corruption) -> None:
+    """Adds a corruption to the registry.
+
+    Raises:
+        ValueError: if its suite already has one of that name.
+    """
+    key = (corruption.suite, corruption.name)
+    if key in _REGISTRY:
+        raise ValueError(f"corruption {corruption.qualified_name!r} is already registered; choose another name")
+    _REGISTRY[key] = corruption
+
+
+def list_suites() -> list[str]:
+    """Names of the suites."""
+    return list(dict.fromkeys(suite for suite, _ in _REGISTRY))
+
+
+def list_corruptions(suite: str | None = None) -> list[str]:
+    """Qualified names (`"suite/name"`) of the corruptions of one suite, or of all, in the order of publication.
+
+    Raises:
+        ValueError: if there is no such suite.
+    """
+    if suite is not None and suite not in list_suites():
+        raise ValueError(f"suite={suite!r} is unknown; choose one of {', '.join(list_suites())}")
+    return [c.qualified_name for c in _REGISTRY.values() if suite in (None, c.suite)]
+
+
+def get_corruption(name: "str | tuple[str, str] | Corruption") -> Corruption:
+    """Finds a corruption.
+
+    Args:
+        name: `"mnist-c/shot_noise"`, `("mnist-c", "shot_noise")`, or the bare name where only one suite has it.
+
+    Raises:
+        ValueError: if no corruption, or more than one, has that name; close matches are named.
+    """
+    if isinstance(name, Corruption):
+        return name
+    wanted = "/".join(name) if isinstance(name, tuple) else str(name)
+    matches = [c for c in _REGISTRY.values() if wanted in (c.qualified_name, c.name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        choices = " or ".join(repr(c.qualified_name) for c in matches)
+        raise ValueError(f"corruption {wanted!r} is in {len(matches)} suites; say {choices}")
+    known = list_corruptions()
+    close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.7)
+    bare = difflib.get_close_matches(wanted.rpartition("/")[2], [n.rpartition("/")[2] for n in known], n=3)
+    close += [n for n in known if n.rpartition("/")[2] in bare and n not in close]
+    hint = f"did you mean {' or '.join(repr(n) for n in close)}?" if close else "list_corruptions() names them all"
+    raise ValueError(f"corruption {wanted!r} is unknown; {hint}")
+
+
+def corrupt(
+    images: torch.Tensor,
+    name: "str | tuple[str, str] | Corruption",
+    severity: int = 3,
+    seed: int = 0,
+    indices: Sequence[int] | torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Corrupts a batch of images.
+
+    The randomness of an image is seeded from `(seed, corruption, severity, index)`, so the result for an image does
+    not depend on the other images of the batch, on their order or on the number of processes.
+
+    Args:
+        images: float tensor (B, C, H, W) in [0, 1], C = 1 (grey) or 3 (RGB), any H and W, any device.
+        name: a qualified name such as `"mnist-c/shot_noise"`, see `get_corruption`.
+        severity: 1 (weak) to 5 (strong); without effect for conditions that have no severities.
+        seed: any int.
+        indices: position of each image in its data set, length B; 0 to B - 1 by default. Pass them whenever a data
+            set is corrupted batch by batch, or each batch gets the same noise.
+
+    Returns:
+        A new tensor of the same shape, dtype and device, in [0, 1] but for `digits-shift/noise_1` and `noise_2`.
+
+    Raises:
+        ValueError: if images, name, severity, seed or indices are not as described.
+        ImportError: if the corruption needs the extra `eval`, which is not installed.
+    """
+    corruption = get_corruption(name)
+    _check_images(images)
+    severity = _check_severity(severity)
+    indices = _check_indices(indices, len(images))
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed={seed!r} is not an int")
+    # Half precision is too coarse for filters and geometry: compute in float32, round once at the end.
+    dtype = images.dtype if images.dtype == torch.float64 else torch.float32
+    parameters = corruption.parameters(severity, *images.shape[-2:])
+    stream = f"{corruption.qualified_name}/{severity if corruption.severities else 0}"
+    step = max(1, _CHUNK_VALUES // images[:1].numel()) if len(images) else 1
+    chunks = []
+    with torch.no_grad():
+        for start in range(0, len(images), step):
+            chunk = images[start : start + step].to(dtype).contiguous()
+            random = ImageRandom(seed, stream, indices[start : start + step], dtype, images.device)
+            chunk = corruption.function(chunk, random, **parameters)
+            chunks.append((chunk.clamp(0, 1) if corruption.clipped else chunk).to(images.dtype))
+    return torch.cat(chunks) if chunks else images.clone()
+
+
+def _check_images(images: torch.Tensor) -> None:
+    if not isinstance(images, torch.Tensor):
+        raise ValueError(f"images are a {type(images).__name__}; pass a float tensor (B, C, H, W) in [0, 1]")
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
+        raise ValueError(f"images have shape {tuple(images.shape)}; pass (B, C, H, W) with C = 1 or 3")
+    if not images.is_floating_point():
+        raise ValueError(f"images have dtype {images.dtype}; divide them by 255 to get floats in [0, 1]")
+    if images.numel():
+        low, high = images.min().item(), images.max().item()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"images range from {low:.4g} to {high:.4g}; corruptions work on pixels in [0, 1], "
+                "before the normalisation of the image processor"
+            )
+
+
+def _check_severity(severity: int) -> int:
+    if isinstance(severity, bool) or severity not in SEVERITIES:
+        raise ValueError(f"severity={severity!r} is not one of 1, 2, 3, 4, 5")
+    return int(severity)
+
+
+def _check_indices(indices: Sequence[int] | torch.Tensor | None, count: int) -> list[int]:
+    if indices is None:
+        return list(range(count))
+    if isinstance(indices, torch.Tensor):
+        indices = indices.tolist()
+    try:
+        indices = [operator.index(i) for i in indices]
+    except TypeError as error:
+        raise ValueError(f"indices={indices!r} are not ints; pass the data-set position of each image") from error
+    if len(indices) != count:
+        raise ValueError(f"{len(indices)} indices for {count} images; pass one data-set position per image")
+    return indices
