@@ -1,0 +1,51 @@
+"""Metrics for robustness evaluation: arrays in, plain floats out.
+
+Accuracies, errors and gains are fractions (0.05 is 5 percentage points). [`IT3Metric`] is loaded on first use,
+since importing `evaluate` takes seconds and the functions need numpy alone.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .classification import (
+    accuracy,
+    brier_score,
+    classification_metrics,
+    error_rate,
+    expected_calibration_error,
+    negative_log_likelihood,
+)
+from .robustness import AccuracyGain, accuracy_gain, mean_corruption_error
+from .uncertainty import RiskCoverage, area_under_risk_coverage, auroc, risk_coverage
+
+
+if TYPE_CHECKING:
+    from .evaluate_metric import IT3Metric
+
+__all__ = [
+    "AccuracyGain",
+    "IT3Metric",
+    "RiskCoverage",
+    "accuracy",
+    "accuracy_gain",
+    "area_under_risk_coverage",
+    "auroc",
+    "brier_score",
+    "classification_metrics",
+    "error_rate",
+    "expected_calibration_error",
+    "mean_corruption_error",
+    "negative_log_likelihood",
+    "risk_coverage",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "IT3Metric":
+        from .evaluate_metric import IT3Metric
+
+        return IT3Metric
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
