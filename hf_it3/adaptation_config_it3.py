@@ -1,0 +1,232 @@
+"""Settings of test-time adaptation: data only, validated on creation."""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+SCOPES = ("batch", "image", "stream")
+ANCHORS = ("frozen", "ema", "self")
+OPTIMIZERS = ("adam", "sgd")
+PARAMETER_GROUPS = ("all", "norm", "bias")
+NORM_STATISTICS = ("source", "batch", "mixed")
+DISTANCES = ("neg_dot", "mse", "js", "kl", "cross_entropy", "entropy")
+
+
+@dataclass
+class AdaptationConfig:
+    """How a model adapts itself to unlabelled images at test time. It is saved in the model's `config.json`.
+
+    Args:
+        scope (`"batch"`, `"image"` or `"stream"`): who shares adapted weights: the images of one batch; nobody, each
+            image has its own; all images from one `reset()` to the next.
+        batch_size (`int`): how many images the pipeline adapts together when a call does not say.
+        num_steps (`int`): optimizer steps per batch, or per image for scope `"image"`. 0 changes no weights.
+        learning_rate (`float`): learning rate of the optimizer.
+        optimizer (`"adam"`, `"sgd"` or a callable): a callable takes the list of parameters and returns a torch
+            optimizer with its own learning rate.
+        anchor (`"frozen"`, `"ema"`, `"self"` or `None`): who computes the second prediction y1: the model before
+            adaptation (Durasov et al., IT3, ICML 2025); its exponential moving average (the paper's online variant);
+            the model being adapted (as torch-ttt's engine does). `None` means `"ema"` for streams, else `"frozen"`.
+        parameters (`str`): what may change: `"all"`, `"norm"` (normalisation layers), `"bias"`, or a regular
+            expression searched in the parameter names. The label embedder never changes.
+        distance (`str`, callable or `None`): D(y1, y0), the idempotence distance: one of `"neg_dot"`, `"mse"`,
+            `"js"`, `"kl"`, `"cross_entropy"`, `"entropy"` (of y0 alone, as in Tent), or a callable that takes the
+            two predictions of shape `(B, num_labels)` (probabilities for classifiers) and returns shape `(B,)` or a
+            scalar. `None` takes the model's own `config.distance`.
+        diversity_weight (`float`): weight of the negative entropy of the batch's mean prediction (Liang et al.,
+            SHOT, ICML 2020), which keeps a batch from collapsing into one class.
+        max_class_share (`float`): above this share of one class among a batch's unadapted predictions, the diversity
+            term is dropped for that batch.
+        norm_statistics (`"source"`, `"batch"` or `"mixed"`): statistics of BatchNorm layers at test time: those of
+            training; those of the batch; both, with the former counting as `prior_count` images (Schneider et al.,
+            NeurIPS 2020).
+        prior_count (`int`): weight of the training statistics in `"mixed"`, in images.
+        gate (`float` or `None`): adapt only where the mean idempotence distance of those who share weights exceeds
+            the mean on training images by this many standard errors. `None` always adapts.
+        gate_window (`int`): scope `"stream"`: how many of the latest images the gate looks at.
+        ema_decay (`float`): decay of the moving average per step, for anchor `"ema"`.
+        max_grad_norm (`float` or `None`): clips the norm of the gradient (of each image's own for scope `"image"`).
+        augmentations (`int`): scope `"image"`, and a single image in any scope: so many small shifts, rotations and
+            scalings of the image form its batch, and the answer is the mean of their predictions. 0 uses the image
+            alone.
+        augmentation_steps (`int` or `None`): optimizer steps where augmentations are used; `None` means `num_steps`.
+        chunk_size (`int` or `None`): scope `"image"`: images adapted at once; `None` chooses by model size.
+        vectorize (`bool` or `None`): scope `"image"`: `True` adapts a chunk of images in one vectorised pass,
+            `False` one after the other, `None` chooses the faster.
+        collapse_guard (`bool`): scope `"stream"`: return to the source weights when the stream's predictions collapse
+            into one class or its loss runs away.
+
+    Raises:
+        ValueError: for an unknown key or a value of the wrong type or range; the message names the field and the
+            value given.
+
+    Example:
+
+    ```python
+    >>> from hf_it3 import AdaptationConfig
+    >>> AdaptationConfig(num_steps=3).replace(gate=None).num_steps
+    3
+    >>> AdaptationConfig.preset("tent").parameters
+    'norm'
+
+    ```
+    """
+
+    scope: str = "batch"
+    batch_size: int = 256
+    num_steps: int = 5
+    learning_rate: float = 3e-4
+    optimizer: str | Callable = "adam"
+    anchor: str | None = None
+    parameters: str = "all"
+    distance: str | Callable | None = None
+    diversity_weight: float = 1.0
+    max_class_share: float = 0.75
+    norm_statistics: str = "source"
+    prior_count: int = 16
+    gate: float | None = 3.0
+    gate_window: int = 256
+    ema_decay: float = 0.99
+    max_grad_norm: float | None = None
+    augmentations: int = 16
+    augmentation_steps: int | None = 0
+    chunk_size: int | None = None
+    vectorize: bool | None = None
+    collapse_guard: bool = True
+
+    def __post_init__(self):
+        self._check_choice("scope", SCOPES)
+        self._check_choice("anchor", ANCHORS, optional=True)
+        self._check_choice("norm_statistics", NORM_STATISTICS)
+        self._check_choice("optimizer", OPTIMIZERS, or_callable=True)
+        self._check_choice("distance", DISTANCES, optional=True, or_callable=True)
+        self._check_number("batch_size", int, 1)
+        self._check_number("num_steps", int, 0)
+        self._check_number("learning_rate", float, 0)
+        self._check_number("diversity_weight", float, 0)
+        self._check_number("max_class_share", float, 0, 1)
+        self._check_number("prior_count", int, 0)
+        self._check_number("gate", float, -math.inf, optional=True)
+        self._check_number("gate_window", int, 1)
+        self._check_number("ema_decay", float, 0, 1)
+        self._check_number("max_grad_norm", float, 0, optional=True)
+        self._check_number("augmentations", int, 0)
+        self._check_number("augmentation_steps", int, 0, optional=True)
+        self._check_number("chunk_size", int, 1, optional=True)
+        for name in ("vectorize", "collapse_guard"):
+            value = getattr(self, name)
+            if not (isinstance(value, bool) or (value is None and name == "vectorize")):
+                raise self._error(name, "must be True or False")
+        self._check_parameters()
+
+    def _error(self, name: str, requirement: str) -> ValueError:
+        return ValueError(f"AdaptationConfig.{name} {requirement}, got {getattr(self, name)!r}")
+
+    def _check_choice(self, name, choices, optional=False, or_callable=False):
+        value = getattr(self, name)
+        if (optional and value is None) or (or_callable and callable(value)):
+            return
+        if not isinstance(value, str) or value not in choices:
+            also = (" or a callable" if or_callable else "") + (" or None" if optional else "")
+            raise self._error(name, f"must be one of {', '.join(map(repr, choices))}{also}")
+
+    def _check_number(self, name, kind, low, high=math.inf, optional=False):
+        value = getattr(self, name)
+        if optional and value is None:
+            return
+        allowed = (int,) if kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, allowed) or math.isnan(value) or not low <= value <= high:
+            limits = f" in [{low}, {high}]" if high < math.inf else f" >= {low}" if low > -math.inf else ""
+            noun = "an integer" if kind is int else "a number"
+            raise self._error(name, f"must be {noun}{limits}{' or None' if optional else ''}")
+        if kind is float and math.isinf(value):
+            raise self._error(name, "must be finite")
+
+    def _check_parameters(self):
+        if not isinstance(self.parameters, str) or not self.parameters:
+            raise self._error("parameters", "must be 'all', 'norm', 'bias' or a regular expression")
+        try:
+            re.compile(self.parameters)
+        except re.error as error:
+            raise self._error("parameters", f"is not a valid regular expression ({error})") from None
+
+    @property
+    def effective_anchor(self) -> str:
+        """The anchor with its default for the scope filled in."""
+        return self.anchor or ("ema" if self.scope == "stream" else "frozen")
+
+    def replace(self, **overrides: Any) -> "AdaptationConfig":
+        """A copy with some fields changed; unknown names raise a ValueError with the closest known one."""
+        check_known_fields("AdaptationConfig", overrides, field_names())
+        return dataclasses.replace(self, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values; a callable becomes its qualified name, which cannot be loaded again."""
+        return {name: describe_callable(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "AdaptationConfig":
+        """Builds a config from plain values; unknown keys raise a ValueError."""
+        check_known_fields(cls.__name__, values, field_names())
+        return cls(**values)
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "AdaptationConfig":
+        """Settings of known methods, to compare with: `"it3"` (the defaults), `"none"`, `"statistics"` (Schneider et
+        al., NeurIPS 2020), `"tent"` (Wang et al., ICLR 2021), `"torch-ttt"` (the recipe of its MNIST tutorial)."""
+        check_known_fields("AdaptationConfig.preset", {name: None}, PRESETS)
+        return cls(**{**PRESETS[name], **overrides})
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "it3": {},
+    "none": {"num_steps": 0, "augmentations": 0, "gate": None},
+    "statistics": {"num_steps": 0, "augmentations": 0, "gate": None, "norm_statistics": "batch"},
+    "tent": {
+        "num_steps": 1,
+        "learning_rate": 1e-3,
+        "distance": "entropy",
+        "parameters": "norm",
+        "diversity_weight": 0.0,
+        "norm_statistics": "batch",
+        "gate": None,
+        "augmentations": 0,
+    },
+    "torch-ttt": {
+        "num_steps": 1,
+        "learning_rate": 1e-3,
+        "anchor": "self",
+        "distance": "neg_dot",
+        "diversity_weight": 0.0,
+        "gate": None,
+        "augmentations": 0,
+    },
+}
+
+
+def field_names() -> list[str]:
+    """Names of the fields of [`AdaptationConfig`]."""
+    return [field.name for field in dataclasses.fields(AdaptationConfig)]
+
+
+def check_known_fields(owner: str, values: dict[str, Any], known) -> None:
+    """Raises a ValueError that names the first unknown key and the closest known one."""
+    known = list(known)
+    for key, value in values.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+            given = f" (given value {value!r})" if value is not None else ""
+            raise ValueError(f"{owner} has no field {key!r}{given}{hint}")
+
+
+def describe_callable(value: Any) -> Any:
+    """The qualified name of a callable, any other value as it is."""
+    if callable(value):
+        return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    return value

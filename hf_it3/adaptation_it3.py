@@ -1,0 +1,256 @@
+"""Test-time training: a few unlabelled optimizer steps on the idempotence distance, on a shell of the model."""
+
+import copy
+import datetime
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput, logging
+
+from .adaptation_config_it3 import AdaptationConfig
+from .gate_it3 import ShiftTest
+from .objective_it3 import IdempotenceDistance
+from .per_image_it3 import ImageAdaptation
+from .shell_it3 import ModelShell, gradients_allowed, unwrap
+from .steps_it3 import Passes, SharedAdaptation, first_passes
+from .stream_it3 import Stream
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class AdaptationOutput(ModelOutput):
+    """What [`TestTimeAdapter`] returns for a batch of B images.
+
+    Args:
+        logits (`Tensor` of shape `(B, num_labels)`): the answer, adapted where `adapted` says so.
+        initial_logits (`Tensor` of shape `(B, num_labels)`): of the model as it was given.
+        idempotence (`Tensor` of shape `(B,)`): idempotence distance D(y1, y0) before adaptation.
+        adapted (`Tensor` of shape `(B,)`, bool): whose answer comes from adapted weights (or averaged augmentations).
+        loss_history (`Tensor` of shape `(steps,)`, or `(steps, B)` for scope `"image"`): the objective before each
+            step; NaN for images that were not adapted.
+    """
+
+    logits: Tensor | None = None
+    initial_logits: Tensor | None = None
+    idempotence: Tensor | None = None
+    adapted: Tensor | None = None
+    loss_history: Tensor | None = None
+
+
+class TestTimeAdapter:
+    """Classifies batches of unlabelled images with weights adapted to them. The model itself is never changed.
+
+    Args:
+        model ([`IT3ForImageClassification`]): the model, on any device, in any floating point type.
+        config ([`AdaptationConfig`], *optional*): the settings; by default `model.config.adaptation`.
+        overrides: single fields that differ from `config`.
+
+    Raises:
+        ValueError: for unknown or invalid settings, and for offloaded weights.
+
+    One adapter may be called from several threads, which then take turns; several adapters of one model run side by
+    side.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_it3 import IT3Config, IT3ForImageClassification, TestTimeAdapter
+    >>> model = IT3ForImageClassification(IT3Config())
+    >>> adapter = TestTimeAdapter(model, num_steps=2, gate=None)
+    >>> output = adapter(torch.rand(8, 1, 28, 28))
+    >>> output.logits.shape, output.adapted.all().item(), len(output.loss_history)
+    (torch.Size([8, 10]), True, 2)
+
+    ```
+    """
+
+    __test__ = False  # not a test class, whatever its name makes pytest believe
+
+    def __init__(self, model: nn.Module, config: AdaptationConfig | None = None, **overrides: Any):
+        self.model = unwrap(model)
+        if not hasattr(self.model, "embedder"):
+            raise TypeError(
+                f"{type(self.model).__name__} takes no label signal; wrap it with "
+                "IT3ForImageClassification.from_backbone and train it with IT3Trainer"
+            )
+        self.config = (self.model.config.adaptation if config is None else config).replace(**overrides)
+        self._lock = threading.RLock()
+        self._build()
+
+    def _build(self) -> None:
+        model_config, config = self.model.config, self.config
+        problem_type = model_config.problem_type
+        name = model_config.distance if config.distance is None else config.distance
+        self.distance = IdempotenceDistance(name, problem_type)
+        self.shift_test = ShiftTest.from_reference(config.gate, model_config.reference_distance, self.distance.name)
+        self.shell = ModelShell(self.model, config.parameters)
+        self.source_shell = ModelShell(self.model, None) if config.scope == "stream" else self.shell
+        self.shared = SharedAdaptation(self.shell, self.source_shell, config, self.distance, problem_type)
+        self.images = ImageAdaptation(self.shell, config, self.distance, problem_type)
+        self.stream = Stream(self.shared, config) if config.scope == "stream" else None
+        self.latest_counts = {"num_images": 0, "num_steps": 0}
+
+    def __call__(self, pixel_values: Tensor) -> AdaptationOutput:
+        """Adapts to a batch of images and classifies it.
+
+        Args:
+            pixel_values (`Tensor` of shape `(B, C, H, W)`): images as the image processor returns them.
+
+        Raises:
+            ValueError: if the batch is empty or not four-dimensional.
+        """
+        if not isinstance(pixel_values, Tensor) or pixel_values.ndim != 4:
+            given = tuple(pixel_values.shape) if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
+            raise ValueError(f"pixel_values must be a tensor of shape (B, C, H, W), got {given}")
+        if len(pixel_values) == 0:
+            raise ValueError("pixel_values is an empty batch: there is nothing to adapt to")
+        with self._lock, gradients_allowed():
+            if self.shell.is_stale():
+                self._rebuild()
+            pixel_values = pixel_values.clone() if pixel_values.is_inference() else pixel_values.detach()
+            return self._adapt(pixel_values)
+
+    def _rebuild(self) -> None:
+        if self.stream is not None and self.stream.num_steps:
+            logger.warning("The model's weights were replaced, so the stream starts again from the new ones.")
+        self._build()
+
+    def _adapt(self, pixel_values: Tensor) -> AdaptationOutput:
+        if self.stream is None:
+            self.shell.reset()
+            self.latest_counts = {"num_images": 0, "num_steps": 0}
+        one_by_one = self._adapts_one_by_one(len(pixel_values))
+        first = first_passes(
+            self.source_shell, self.shared, pixel_values, with_graph=self.shared.reuses_first_passes and not one_by_one
+        )
+        usable = pixel_values.isfinite().flatten(1).all(1) & first.distances.isfinite()
+        if not usable.all():
+            logger.warning(
+                f"{(~usable).sum().item()} of {len(usable)} images have pixels or predictions that are not finite; they "
+                "were not adapted to"
+            )
+        chosen = self._who_adapts(first.distances, usable, one_by_one)
+        output = AdaptationOutput(
+            logits=first.logits.detach().clone(),
+            initial_logits=first.logits.detach(),
+            idempotence=first.distances.detach(),
+            adapted=torch.zeros_like(chosen),
+            loss_history=pixel_values.new_zeros(0),
+        )
+        if chosen.any():
+            self._answer(output, pixel_values, first, chosen, one_by_one)
+        return output
+
+    def _adapts_one_by_one(self, batch_size: int) -> bool:
+        config = self.config
+        return config.scope == "image" or (config.scope == "batch" and batch_size == 1 and config.augmentations > 0)
+
+    def _who_adapts(self, distances: Tensor, usable: Tensor, one_by_one: bool) -> Tensor:
+        """Which images, shape `(B,)` of bool, get adapted weights."""
+        distances = distances.detach()
+        if one_by_one:
+            return usable & self.shift_test.are_shifted(distances)
+        looked_at = distances[usable]
+        if self.stream is not None:
+            looked_at = self.stream.observe(looked_at)
+        is_open = len(looked_at) > 0 and self.shift_test.is_shifted(looked_at)
+        return usable if is_open else torch.zeros_like(usable)
+
+    def _answer(
+        self, output: AdaptationOutput, pixel_values: Tensor, first: Passes, chosen: Tensor, one_by_one: bool
+    ) -> None:
+        """Replaces the chosen images' logits in `output` by adapted ones, where those are finite."""
+        if not chosen.all():
+            pixel_values, first = pixel_values[chosen], first[chosen]
+        if one_by_one:
+            logits, history = self.images.run(pixel_values, first)
+            output.loss_history = history.new_full((len(history), len(chosen)), float("nan"))
+            output.loss_history[:, chosen] = history
+        else:
+            logits, history = (self.stream or self.shared).run(pixel_values, first)
+            output.loss_history = history
+        good = logits.isfinite().all(-1)
+        if not good.all():
+            logger.warning(
+                f"adaptation gave values that are not finite for {(~good).sum().item()} of {len(good)} images; they got "
+                "their unadapted answer"
+            )
+            if not one_by_one:
+                self.reset()
+        positions = chosen.nonzero().squeeze(1)[good]
+        output.logits[positions] = logits[good].to(output.logits.dtype)
+        output.adapted[positions] = True
+        self.latest_counts = {"num_images": int(good.sum()), "num_steps": len(history)}
+
+    def reset(self) -> None:
+        """Returns to the model's weights: a stream starts again, optimizer, anchor and counters included."""
+        with self._lock, gradients_allowed():
+            self.shell.reset()
+            if self.stream is not None:
+                self.stream.reset()
+
+    def adapted_model(self) -> nn.Module:
+        """A model of its own with the adapted weights: those of the stream, or of the latest batch.
+
+        Its `config.base_model` records where it came from; it can be saved, pushed and loaded as any other.
+
+        Raises:
+            ValueError: for scope `"image"`, where every image had weights of its own.
+        """
+        if self.config.scope == "image":
+            raise ValueError(
+                "scope='image' leaves no adapted weights behind, each image had its own; use scope='stream'"
+            )
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            if self.shell.is_stale():
+                self._rebuild()
+            adapted = copy.deepcopy(self.model)
+            parameters = dict(adapted.named_parameters())
+            for name, value in zip(self.shell.names, self.shell.parameters, strict=True):
+                parameters[name].copy_(value)
+            adapted.config.base_model = self._provenance()
+        return adapted
+
+    def _provenance(self) -> dict[str, Any]:
+        config = self.config
+        counts = self.stream.counts if self.stream is not None else self.latest_counts
+        return {
+            "name_or_path": self.model.config.name_or_path or None,
+            "revision": getattr(self.model.config, "_commit_hash", None),
+            "scope": config.scope,
+            **counts,
+            "learning_rate": config.learning_rate,
+            "parameters": config.parameters,
+            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a running stream is made of: weights, anchor, optimizer, gate window and counters.
+
+        Raises:
+            ValueError: for other scopes, which keep nothing between calls.
+        """
+        with self._lock:
+            return self._running_stream("state_dict").state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what [`~TestTimeAdapter.state_dict`] returned; the stream then goes on exactly as it would have.
+
+        Raises:
+            ValueError: for other scopes, and for a state of another model or other settings.
+        """
+        with self._lock, gradients_allowed():
+            self._running_stream("load_state_dict").load_state_dict(state)
+
+    def _running_stream(self, method: str) -> Stream:
+        if self.stream is None:
+            raise ValueError(
+                f"{method} is for scope='stream'; scope={self.config.scope!r} keeps nothing between calls"
+            )
+        return self.stream

@@ -1,0 +1,211 @@
+"""Builds, loads and takes over the classifiers that an idempotent model wraps."""
+
+import copy
+from typing import Any
+
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING
+
+from .configuration_cnn_it3 import IT3CNNConfig
+from .configuration_it3 import IT3Config
+from .modeling_cnn_it3 import IT3CNNForImageClassification
+
+
+LOADING_ARGUMENTS = (
+    "attn_implementation",
+    "cache_dir",
+    "device_map",
+    "dtype",
+    "force_download",
+    "local_files_only",
+    "max_memory",
+    "offload_folder",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+
+
+class ModuleConfig(PreTrainedConfig):
+    """Stands in for the configuration of a plain `nn.Module`, which has none."""
+
+    model_type = "it3_module"
+
+
+class HeadlessClassifier(nn.Module):
+    """A model without classification head, with average pooling and a linear head added.
+
+    Args:
+        model (`PreTrainedModel`): returns `pooler_output`, `last_hidden_state` or `feature_maps`.
+        num_labels (`int`): number of classes.
+    """
+
+    def __init__(self, model: PreTrainedModel, num_labels: int):
+        super().__init__()
+        self.model = model
+        self.classifier = nn.Linear(_feature_size(model), num_labels)
+
+    def forward(self, pixel_values: Tensor, **kwargs) -> ImageClassifierOutput:
+        """Logits of shape `(B, num_labels)` for images of shape `(B, C, H, W)`."""
+        output = self.model(pixel_values, **kwargs)
+        features = (
+            output.feature_maps[-1] if hasattr(output, "feature_maps") else getattr(output, "pooler_output", None)
+        )
+        if features is None:
+            features = output.last_hidden_state
+        if features.ndim == 4:
+            features = features.mean((2, 3))
+        elif features.ndim == 3:
+            features = features.mean(1)
+        return ImageClassifierOutput(
+            logits=self.classifier(features),
+            hidden_states=getattr(output, "hidden_states", None),
+            attentions=getattr(output, "attentions", None),
+        )
+
+
+def _feature_size(model: PreTrainedModel) -> int:
+    channels = getattr(model, "channels", None) or getattr(model, "num_features", None)
+    if isinstance(channels, (list, tuple)):
+        return channels[-1]
+    config = model.config
+    for name in ("hidden_sizes", "hidden_size", "embed_dims", "embed_dim", "last_hidden_channels"):
+        value = getattr(config, name, None)
+        if isinstance(value, (list, tuple)):
+            return value[-1]
+        if isinstance(value, int):
+            return value
+    raise ValueError(
+        f"cannot tell the feature size of {type(model).__name__}; add a classification head yourself and pass the "
+        "classifier"
+    )
+
+
+def has_head(architecture: str) -> bool:
+    """Whether a model class of that name ends in class logits."""
+    return "ForImageClassification" in architecture
+
+
+def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    if config.model_type == IT3CNNConfig.model_type:
+        return IT3CNNForImageClassification
+    for architecture in config.architectures or []:
+        if hasattr(transformers, architecture):
+            return getattr(transformers, architecture)
+    for mapping in (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING):
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
+    raise ValueError(f"no image classification model is known for backbone model_type={config.model_type!r}")
+
+
+def build_backbone(config: IT3Config) -> nn.Module:
+    """A new backbone with random weights for `config.backbone_config`."""
+    if config.backbone_config.model_type == ModuleConfig.model_type:
+        raise ValueError(
+            "this model wraps a plain nn.Module, which cannot be rebuilt from a configuration; pass backbone=module"
+        )
+    model_class = _model_class(config.backbone_config)
+    config.backbone_config.architectures = [model_class.__name__]
+    backbone = model_class._from_config(config.backbone_config)
+    return backbone if has_head(model_class.__name__) else HeadlessClassifier(backbone, config.num_labels)
+
+
+def take_over(backbone: Any, config_values: dict[str, Any], loading: dict[str, Any]) -> tuple[nn.Module, dict]:
+    """The classifier behind whatever `from_backbone` was given, never the caller's own object.
+
+    Args:
+        backbone (`str`, `PreTrainedConfig`, `PreTrainedModel` or `nn.Module`).
+        config_values (`dict`): the arguments of [`IT3Config`] given by the caller.
+        loading (`dict`): arguments for `from_pretrained`.
+
+    Returns:
+        The classifier with its trained weights marked as initialised, and the arguments for [`IT3Config`] with
+        `backbone_config` filled in.
+    """
+    if not isinstance(backbone, (str, PreTrainedConfig, nn.Module)) and not hasattr(backbone, "__fspath__"):
+        raise TypeError(
+            "backbone must be a model name or path, a configuration, a PreTrainedModel or an nn.Module, got "
+            f"{type(backbone).__name__}"
+        )
+    if isinstance(backbone, PreTrainedConfig):
+        config = IT3Config(backbone_config=backbone, **config_values)
+        config_values = {**config_values, "backbone_config": config.backbone_config}
+        return build_backbone(config), config_values
+    if isinstance(backbone, nn.Module):
+        backbone = copy.deepcopy(backbone)
+    else:
+        backbone = _load(str(backbone), config_values, loading)
+    _mark_initialized(backbone)
+    if not isinstance(backbone, PreTrainedModel):
+        return backbone, {**config_values, "backbone_config": _module_config(backbone, config_values)}
+    backbone.config.architectures = [type(backbone).__name__]
+    values = {**config_values, "backbone_config": backbone.config}
+    if has_head(type(backbone).__name__):
+        num_labels = IT3Config(**values).num_labels
+        if num_labels != backbone.config.num_labels:
+            raise ValueError(
+                f"num_labels={num_labels} differs from the {backbone.config.num_labels} classes of the given "
+                f"{type(backbone).__name__}; load the backbone with that num_labels first, or pass its name"
+            )
+        return backbone, values
+    return HeadlessClassifier(backbone, IT3Config(**values).num_labels), values
+
+
+def _load(name: str, config_values: dict[str, Any], loading: dict[str, Any]) -> PreTrainedModel:
+    labels = {key: config_values[key] for key in ("num_labels", "id2label", "label2id") if key in config_values}
+    config_arguments = {
+        key: value for key, value in loading.items() if key not in ("device_map", "max_memory", "offload_folder")
+    }
+    config = AutoConfig.from_pretrained(name, **{k: v for k, v in config_arguments.items() if k != "dtype"})
+    if config.model_type == IT3Config.model_type:
+        raise ValueError(
+            f"{name} is an idempotent model already; load it with IT3ForImageClassification.from_pretrained"
+        )
+    headless = bool(config.architectures) and not has_head(config.architectures[0])
+    if config.model_type == IT3CNNConfig.model_type:
+        auto_class: Any = IT3CNNForImageClassification
+    elif headless and type(config) in MODEL_MAPPING:
+        return AutoModel.from_pretrained(name, **loading)
+    else:
+        auto_class = AutoModelForImageClassification
+    return auto_class.from_pretrained(name, ignore_mismatched_sizes=bool(labels), **labels, **loading)
+
+
+def _mark_initialized(backbone: nn.Module) -> None:
+    """Keeps `post_init` of the wrapping model from drawing new weights for a trained backbone."""
+    for module in backbone.modules():
+        module._is_hf_initialized = True
+    for tensor in (*backbone.parameters(), *backbone.buffers()):
+        tensor._is_hf_initialized = True
+
+
+def _module_config(module: nn.Module, config_values: dict[str, Any]) -> ModuleConfig:
+    if config_values.get("id2label") is not None:
+        return ModuleConfig(id2label=config_values["id2label"])
+    num_labels = config_values.get("num_labels")
+    if num_labels is None:
+        linear_layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+        if not linear_layers:
+            raise ValueError(f"cannot tell the number of classes of {type(module).__name__}; pass num_labels=...")
+        num_labels = linear_layers[-1].out_features
+    return ModuleConfig(num_labels=num_labels)
+
+
+def backbone_logits(output: Any, backbone: nn.Module) -> Tensor:
+    """The logits in whatever a backbone returns: a tensor, a tuple, or an output with `logits`."""
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if logits is None and isinstance(output, tuple) and output:
+        logits = output[0]
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"{type(backbone).__name__} returns {type(output).__name__} without logits; wrap a model for image "
+            "classification"
+        )
+    return logits

@@ -1,0 +1,55 @@
+"""The `hf-it3` command: one subcommand per module of `hf_it3.commands`."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from huggingface_hub.errors import HfHubHTTPError
+
+from .version import __version__
+
+
+# Name of the subcommand (its module is imported only when it is called) and what it does.
+COMMANDS = {
+    "demo": "train, save, load and adapt the tutorial's network, on digits or MNIST",
+    "env": "print versions, for bug reports",
+}
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser, with the options of one subcommand (or of none, for the overview)."""
+    parser = argparse.ArgumentParser("hf-it3", description="Idempotent test-time training for image classifiers.")
+    parser.add_argument("--version", action="version", version=f"hf-it3 {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        if name == command:
+            module = importlib.import_module(f".commands.{name}", __package__)
+            subparser = subparsers.add_parser(name, help=summary, description=module.__doc__)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+        else:
+            subparsers.add_parser(name, help=summary)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; errors of the user's making end in one line and exit status 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((argument for argument in arguments if argument in COMMANDS), None)
+    parsed = build_parser(command).parse_args(arguments)
+    try:
+        return parsed.run(parsed) or 0
+    except KeyboardInterrupt:
+        print("hf-it3: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, TypeError, HfHubHTTPError) as error:
+        if parsed.debug:
+            raise
+        print(f"hf-it3 {parsed.command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Prints the versions of everything that matters, to paste into a bug report."""
+
+import argparse
+import importlib.metadata
+import platform
+
+
+PACKAGES = (
+    "hf-it3",
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "huggingface-hub",
+    "evaluate",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "kornia",
+    "timm",
+    "gradio",
+)
+
+
+def versions() -> dict[str, str]:
+    """Version of each package, `"not installed"` where it is missing."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No options."""
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints one line per package, and the devices that torch sees."""
+    import torch
+
+    for name, version in versions().items():
+        print(f"{name}: {version}")
+    print(f"cuda devices: {torch.cuda.device_count()}")
+    print(f"threads: {torch.get_num_threads()}")

@@ -1,0 +1,204 @@
+"""Configuration of an idempotent image classifier."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .adaptation_config_it3 import DISTANCES, AdaptationConfig, check_known_fields, describe_callable
+from .configuration_cnn_it3 import IT3CNNConfig
+
+
+NEUTRAL_SIGNALS = ("none", "zeros", "uniform")
+COMBINES = ("add", "multiply")
+
+# Keys that `PreTrainedConfig` and the Auto classes write or accept without declaring them as fields.
+_INHERITED_KEYS = {
+    "_name_or_path",
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_from_auto",
+    "_from_pipeline",
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "tie_word_embeddings",
+    "torch_dtype",
+}
+
+
+class IT3Config(PreTrainedConfig):
+    """Configuration of [`IT3ForImageClassification`]: a backbone and how the label signal reaches it.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*): configuration of the wrapped classifier, with its
+            `model_type`; defaults to the small network of the MNIST tutorial ([`IT3CNNConfig`]).
+        injection_layer (`str`, *optional*): name of the backbone's module whose output receives the label signal;
+            by default the stem, found from the structure of the backbone.
+        injection_channels (`int`, *optional*): channels of that output; by default read from the layer.
+        neutral_signal (`"none"`, `"zeros"` or `"uniform"`): what the first pass injects: nothing; the embedding of an
+            all-zero signal (paper); the embedding of equal probabilities (the authors' CIFAR notebook).
+        combine (`"add"`, `"multiply"` or a callable): how features and embedded signal are joined: `f + e`;
+            `f * (1 + e)`; or a callable of the two, the embedding already broadcastable to the features.
+        distance (`str` or callable): the idempotence distance D(y1, y0), see [`AdaptationConfig`].
+        idempotence_weight (`float`): weight of the second pass's loss in training.
+        adaptation ([`AdaptationConfig`] or `dict`): settings of test-time adaptation.
+        reference_distance (`dict`, *optional*): mean and standard deviation of the idempotence distance of clean
+            images, with the number of images and the distance's name; measured by the trainer, used by the gate.
+        calibration_corruptions (`list[str]`, *optional*): corruptions that calibration has seen.
+        embedder_class (`str`, *optional*): class of a label embedder of the caller's own; the model must be loaded
+            with `embedder=` then.
+        base_model (`dict`, *optional*): provenance of an adapted model: repository and revision that it started from.
+        num_labels, id2label, label2id, problem_type: as in every transformers model; by default the backbone's.
+
+    Raises:
+        ValueError: for an unknown key, or a value of the wrong type or range; the message names field and value.
+
+    Example:
+
+    ```python
+    >>> from hf_it3 import IT3Config
+    >>> config = IT3Config(adaptation={"num_steps": 3})
+    >>> config.adaptation.num_steps, config.backbone_config.model_type, config.num_labels
+    (3, 'it3_cnn', 10)
+
+    ```
+    """
+
+    model_type = "it3"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet")}
+    keys_to_ignore_at_inference = ["signal_logits", "classification_loss", "idempotence_loss"]
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    injection_layer: str | None = None
+    injection_channels: int | None = None
+    neutral_signal: str = "none"
+    combine: str | Callable = "add"
+    distance: str | Callable = "neg_dot"
+    idempotence_weight: float = 1.0
+    adaptation: dict | AdaptationConfig | None = None
+    reference_distance: dict | None = None
+    calibration_corruptions: list | None = None
+    embedder_class: str | None = None
+    base_model: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        check_known_fields("IT3Config", kwargs, _known_keys())
+        self.backbone_config = _resolve_backbone_config(self.backbone_config)
+        self.adaptation = _resolve_adaptation(self.adaptation)
+        self._inherit_labels(kwargs)
+        super().__post_init__(**kwargs)
+        # Where a repository carries code, the stock pipeline records itself here, and everybody who loads the model
+        # would have to trust that code. With this package imported nobody needs it.
+        if not type(self).__module__.startswith("transformers_modules") and hasattr(self, "custom_pipelines"):
+            del self.custom_pipelines
+        self._validate()
+        self.sync_backbone_labels()
+
+    def _inherit_labels(self, kwargs: dict[str, Any]) -> None:
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            self.id2label = copy.copy(self.backbone_config.id2label)
+            self.label2id = copy.copy(self.backbone_config.label2id)
+        if self.problem_type is None:
+            self.problem_type = self.backbone_config.problem_type
+
+    def sync_backbone_labels(self) -> None:
+        """Gives the backbone the labels and problem type of this configuration, also where they were set later."""
+        backbone = self.backbone_config
+        if backbone.id2label != self.id2label:
+            backbone.num_labels = self.num_labels
+            backbone.id2label = copy.copy(self.id2label)
+            backbone.label2id = copy.copy(self.label2id)
+        backbone.problem_type = self.problem_type
+
+    def _validate(self) -> None:
+        if self.neutral_signal not in NEUTRAL_SIGNALS:
+            raise self._error("neutral_signal", f"must be one of {', '.join(map(repr, NEUTRAL_SIGNALS))}")
+        if not callable(self.combine) and self.combine not in COMBINES:
+            raise self._error("combine", f"must be one of {', '.join(map(repr, COMBINES))} or a callable")
+        if not callable(self.distance) and self.distance not in DISTANCES:
+            raise self._error("distance", f"must be one of {', '.join(map(repr, DISTANCES))} or a callable")
+        weight = self.idempotence_weight
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+            raise self._error("idempotence_weight", "must be a number >= 0")
+        if self.injection_layer is not None and not isinstance(self.injection_layer, str):
+            raise self._error("injection_layer", "must be the name of a module of the backbone")
+        channels = self.injection_channels
+        if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
+            raise self._error("injection_channels", "must be a positive integer")
+        reference = self.reference_distance
+        if reference is not None and not {"mean", "std"} <= set(reference):
+            raise self._error("reference_distance", "must have the keys 'mean' and 'std'")
+
+    def _error(self, name: str, requirement: str) -> ValueError:
+        return ValueError(f"IT3Config.{name} {requirement}, got {getattr(self, name)!r}")
+
+    def unsaveable_fields(self) -> list[str]:
+        """Names of the fields that hold a callable, which JSON cannot carry."""
+        names = [name for name in ("combine", "distance") if callable(getattr(self, name))]
+        return names + [f"adaptation.{name}" for name, value in vars(self.adaptation).items() if callable(value)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain values, the nested ones included."""
+        output = super().to_dict()
+        output["adaptation"] = self.adaptation.to_dict()
+        for name in ("combine", "distance"):
+            output[name] = describe_callable(output[name])
+        return output
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Saves `config.json`, after checking that it can be loaded again."""
+        if unsaveable := self.unsaveable_fields():
+            raise ValueError(
+                f"IT3Config.{unsaveable[0]} is a callable ({describe_callable(self._get(unsaveable[0]))}) and cannot "
+                "be saved; set it to one of the named values, or pass it again after loading"
+            )
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _get(self, path: str) -> Any:
+        value = self
+        for part in path.split("."):
+            value = getattr(value, part)
+        return value
+
+
+def _known_keys() -> set[str]:
+    return _INHERITED_KEYS | set(IT3Config.__dataclass_fields__)
+
+
+def _resolve_backbone_config(value: Any) -> PreTrainedConfig:
+    if value is None:
+        return IT3CNNConfig()
+    if isinstance(value, PreTrainedConfig):
+        return copy.deepcopy(value)
+    if not isinstance(value, dict):
+        raise ValueError(f"IT3Config.backbone_config must be a configuration or a dict, got {value!r}")
+    values = dict(value)
+    model_type = values.get("model_type")
+    if model_type == IT3CNNConfig.model_type:
+        return IT3CNNConfig.from_dict(values)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"IT3Config.backbone_config needs the model_type of a transformers model, got {model_type!r}; "
+            "for example {'model_type': 'resnet'}"
+        )
+    return CONFIG_MAPPING[model_type].from_dict(values)
+
+
+def _resolve_adaptation(value: Any) -> AdaptationConfig:
+    if value is None:
+        return AdaptationConfig()
+    if isinstance(value, AdaptationConfig):
+        return value.replace()
+    if isinstance(value, dict):
+        return AdaptationConfig.from_dict(value)
+    raise ValueError(f"IT3Config.adaptation must be an AdaptationConfig or a dict, got {value!r}")

@@ -1,0 +1,178 @@
+"""Image data sets: loading them, finding their columns, and turning rows into batches."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, PreTrainedConfig
+
+from .image_processing_it3 import IT3ImageProcessor
+from .modeling_it3 import check_label_range
+
+
+DIGITS = "digits"
+IMAGE_COLUMNS = ("image", "img", "pixel_values")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+def load_digits(test_size: int = 500):
+    """Scikit-learn's bundled handwritten digits: 1,797 real grey images of 8x8 pixels, without any network.
+
+    Args:
+        test_size (`int`): images of the test split, drawn with a fixed seed and balanced over the classes.
+
+    Returns:
+        A `datasets.DatasetDict` with the splits `train` and `test` and the columns `image` and `label`.
+
+    Raises:
+        ImportError: if scikit-learn is missing.
+    """
+    try:
+        from sklearn.datasets import load_digits as load_bundled
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ImportError(
+            'the bundled digits come with scikit-learn: pip install "hf-it3[demo]", or name a data set'
+        ) from error
+    import numpy as np
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+    from PIL import Image as PILImage
+
+    bundled = load_bundled()
+    pixels = (bundled.images * (255 / 16)).round().astype(np.uint8)
+    train, test = train_test_split(
+        np.arange(len(pixels)), test_size=test_size, stratify=bundled.target, random_state=0
+    )
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    splits = {}
+    for name, rows in (("train", train), ("test", test)):
+        columns = {
+            "image": [PILImage.fromarray(pixels[row]) for row in rows],
+            "label": bundled.target[rows].tolist(),
+        }
+        splits[name] = Dataset.from_dict(columns, features=features)
+    return DatasetDict(splits)
+
+
+def load_images(name_or_path: str, config_name: str | None = None, streaming: bool = False):
+    """A data set of images by name: `"digits"`, a Hub name, a local data set, or a folder of images.
+
+    Raises:
+        ValueError: if the path exists but holds no data set; Hub errors are passed on as they are.
+    """
+    import datasets
+
+    if name_or_path == DIGITS:
+        return load_digits()
+    if os.path.isdir(name_or_path) and os.path.isfile(os.path.join(name_or_path, "dataset_dict.json")):
+        return datasets.load_from_disk(name_or_path)
+    return datasets.load_dataset(name_or_path, config_name, streaming=streaming)
+
+
+def find_column(columns: Iterable[str], candidates: tuple[str, ...], given: str | None, what: str) -> str:
+    """The column that holds the images or the labels.
+
+    Raises:
+        ValueError: if the given column, or any of the usual ones, is missing.
+    """
+    columns = list(columns)
+    if given is not None:
+        if given not in columns:
+            raise ValueError(f"the data set has no {what} column {given!r}; its columns are {', '.join(columns)}")
+        return given
+    for name in candidates:
+        if name in columns:
+            return name
+    raise ValueError(
+        f"the data set has no {what} column: looked for {', '.join(candidates)}; its columns are {', '.join(columns)}. "
+        f"Name it with {what}_column"
+    )
+
+
+class ImageCollator:
+    """Turns rows with an image and a label into a batch `{"pixel_values", "labels"}`.
+
+    Rows that carry `pixel_values` already (tensors) are stacked as they are.
+
+    Args:
+        image_processor: the model's image processor.
+        image_column (`str`, *optional*), label_column (`str`, *optional*): by default the usual names.
+        num_labels (`int`, *optional*): checks that labels lie in `0 .. num_labels - 1`.
+
+    Raises:
+        ValueError: for a missing column, an image that cannot be read or a label out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        num_labels: int | None = None,
+    ):
+        self.image_processor = image_processor
+        self.image_column = image_column
+        self.label_column = label_column
+        self.num_labels = num_labels
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        columns = rows[0].keys()
+        image_column = find_column(columns, IMAGE_COLUMNS, self.image_column, "image")
+        batch = {"pixel_values": self._pixel_values([row[image_column] for row in rows])}
+        has_labels = self.label_column is not None or any(name in columns for name in LABEL_COLUMNS)
+        if has_labels:
+            label_column = find_column(columns, LABEL_COLUMNS, self.label_column, "label")
+            batch["labels"] = self._labels([row[label_column] for row in rows])
+        return batch
+
+    def _pixel_values(self, images: list[Any]) -> Tensor:
+        if all(isinstance(image, Tensor) and image.is_floating_point() for image in images):
+            return torch.stack(images)
+        images = [image.convert("RGB") if self._needs_rgb(image) else image for image in images]
+        try:
+            return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        except (OSError, TypeError, ValueError) as error:
+            self._name_culprit(images)
+            raise ValueError(f"the images of a batch cannot be processed: {error}") from error
+
+    def _needs_rgb(self, image: Any) -> bool:
+        # Stock processors return as many channels as the image has; ours converts by itself.
+        mean = getattr(self.image_processor, "image_mean", None)
+        expects_colour = mean is not None and len(mean) == 3
+        converts = isinstance(self.image_processor, IT3ImageProcessor)
+        return not converts and expects_colour and getattr(image, "mode", "RGB") != "RGB"
+
+    def _name_culprit(self, images: list[Any]) -> None:
+        for position, image in enumerate(images):
+            try:
+                self.image_processor(images=image, return_tensors="pt")
+            except (OSError, TypeError, ValueError) as error:
+                raise ValueError(f"image {position} of a batch cannot be processed: {error}") from error
+
+    def _labels(self, labels: list[Any]) -> Tensor:
+        tensor = torch.as_tensor(labels)
+        if self.num_labels is not None and not tensor.is_floating_point() and tensor.ndim == 1:
+            check_label_range(tensor, self.num_labels)
+        return tensor
+
+
+def image_processor_for(config: PreTrainedConfig):
+    """The image processor of the wrapped checkpoint, or one made from the backbone's image size and channels."""
+    backbone = config.backbone_config
+    for name in (config.name_or_path, backbone.name_or_path):
+        if name:
+            try:
+                return AutoImageProcessor.from_pretrained(name)
+            except (OSError, ValueError):
+                continue  # no processor there
+    size = getattr(backbone, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = getattr(backbone, "num_channels", 3)
+    return IT3ImageProcessor(
+        num_channels=channels,
+        size={"height": height, "width": width},
+        image_mean=[0.5] * channels,
+        image_std=[0.5] * channels,
+    )

@@ -1,0 +1,72 @@
+"""The shift test: is the idempotence distance larger than that of clean images?"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from .objective_it3 import IdempotenceDistance, predict
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class ShiftTest:
+    """One-sided test of the mean idempotence distance of images against that of clean ones.
+
+    Args:
+        gate (`float`, *optional*): critical value in standard errors; `None` always sees a shift.
+        mean, std (`float`, *optional*): of the distance of clean images; without them a shift is always seen.
+    """
+
+    gate: float | None
+    mean: float | None = None
+    std: float | None = None
+
+    @classmethod
+    def from_reference(cls, gate: float | None, reference: dict | None, distance: str | None) -> "ShiftTest":
+        """The test for a model's `reference_distance`, which has to be one of the same distance."""
+        if gate is None:
+            return cls(None)
+        if reference is None:
+            logger.warning_once(
+                "The model has no reference_distance, so adaptation is not gated: train it with IT3Trainer or calibrate "
+                "it to measure one, or set gate=None."
+            )
+            return cls(None)
+        if reference.get("distance", distance) != distance:
+            logger.warning_once(
+                f"The model's reference_distance was measured with {reference['distance']!r}, not {distance!r}, so "
+                "adaptation is not gated: calibrate the model with this distance, or set gate=None."
+            )
+            return cls(None)
+        return cls(gate, reference["mean"], reference["std"])
+
+    @property
+    def always_open(self) -> bool:
+        return self.gate is None
+
+    def is_shifted(self, distances: Tensor) -> bool:
+        """Whether images with these distances, shape `(N,)`, are shifted as a group."""
+        if self.gate is None:
+            return True
+        standard_error = self.std / math.sqrt(len(distances))
+        return distances.double().mean().item() > self.mean + self.gate * standard_error
+
+    def are_shifted(self, distances: Tensor) -> Tensor:
+        """For each image alone, shape `(N,)` of bool, whether it is shifted."""
+        if self.gate is None:
+            return distances.new_ones(len(distances), dtype=bool)
+        return distances > self.mean + self.gate * self.std
+
+
+@torch.no_grad()
+def idempotence_distances(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """D(y1, y0) of each image, shape `(B,)`, for images `(B, C, H, W)` and a model in eval mode."""
+    problem_type = model.config.problem_type
+    y0 = predict(model(pixel_values).logits, problem_type)
+    y1 = predict(model(pixel_values, label_signal=y0).logits, problem_type)
+    return IdempotenceDistance(model.config.distance, problem_type)(y1, y0)

@@ -1,0 +1,101 @@
+"""An image processor for models with any number of input channels, one above all."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+
+
+class IT3ImageProcessorKwargs(ImagesKwargs, total=False):
+    """Arguments of [`IT3ImageProcessor`] beyond the usual ones.
+
+    num_channels (`int`): 1 turns every image to grey, 3 to RGB.
+    """
+
+    num_channels: int
+
+
+class IT3ImageProcessor(PilBackend):
+    """Resizes, rescales and normalises images for a model of one or three channels.
+
+    The stock processors leave the number of channels as it is, and the stock pipeline turns every image to RGB first,
+    so models for grey images need one that turns them back. Images of any PIL mode are accepted: transparent ones are
+    laid on white, 16-bit ones scaled to 8 bits.
+
+    Args:
+        num_channels (`int`, defaults to 3): 1 or 3.
+        size (`dict`, defaults to `{"height": 28, "width": 28}`), resample, do_rescale, rescale_factor, do_normalize,
+            image_mean, image_std: as in every image processor of transformers.
+
+    Raises:
+        ValueError: for another number of channels, or an array whose shape is not an image's.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from hf_it3 import IT3ImageProcessor
+    >>> processor = IT3ImageProcessor(num_channels=1, image_mean=[0.1307], image_std=[0.3081])
+    >>> processor(Image.new("RGB", (32, 32)), return_tensors="pt").pixel_values.shape
+    torch.Size([1, 1, 28, 28])
+
+    ```
+    """
+
+    valid_kwargs = IT3ImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+
+    num_channels = 3
+    resample = PILImageResampling.BILINEAR
+    size = {"height": 28, "width": 28}
+    image_mean = [0.5]
+    image_std = [0.5]
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        if self.num_channels not in (1, 3):
+            raise ValueError(f"IT3ImageProcessor.num_channels must be 1 or 3, got {self.num_channels!r}")
+
+    def process_image(self, image: Any, num_channels: int | None = None, **kwargs: Any) -> np.ndarray:
+        """One image as an array of shape `(num_channels, H, W)`, values as given."""
+        channels = num_channels or self.num_channels
+        if isinstance(image, Image.Image):
+            array = np.asarray(to_mode(image, "L" if channels == 1 else "RGB"))
+            return array[None] if channels == 1 else np.moveaxis(array, -1, 0)
+        return match_channels(super().process_image(image, **kwargs), channels)
+
+
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Converts an image of any mode to `"L"` or `"RGB"`."""
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert(mode)
+
+
+def match_channels(array: np.ndarray, channels: int) -> np.ndarray:
+    """An image array as `(channels, H, W)`, with 1 or 3 channels."""
+    if array.ndim == 3 and array.shape[0] not in (1, 3, 4) and array.shape[-1] in (1, 3, 4):
+        array = np.moveaxis(array, -1, 0)
+    if array.ndim != 3 or array.shape[0] not in (1, 3, 4):
+        raise ValueError(
+            f"an image array must have shape (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, got {array.shape}"
+        )
+    array = array[:3]
+    if array.shape[0] == channels:
+        return array
+    if channels == 3:
+        return np.repeat(array, 3, axis=0)
+    # Luma of ITU-R BT.601, as PIL uses it.
+    grey = np.tensordot(np.array([0.299, 0.587, 0.114]), array.astype(np.float64), axes=1)[None]
+    return grey.round().astype(array.dtype) if array.dtype == np.uint8 else grey.astype(array.dtype)

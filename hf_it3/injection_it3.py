@@ -1,0 +1,182 @@
+"""How the label signal reaches a backbone: one permanent hook that reads what the current forward pass injects."""
+
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.output_capturing import CompileableContextVar
+
+
+@dataclass
+class ForwardPass:
+    """What one pass through the backbone injects.
+
+    Args:
+        embedding (`Tensor` of shape `(B, C)`, *optional*): the embedded label signal; `None` injects nothing.
+        is_signal_pass (`bool`): whether the pass uses the signal statistics of BatchNorm layers.
+        injected (`bool`): set by the hook once the embedding has been used.
+    """
+
+    embedding: Tensor | None = None
+    is_signal_pass: bool = False
+    injected: bool = False
+
+
+# A context variable, so that threads that share a model do not see each other's signals.
+_current_pass = CompileableContextVar("it3_forward_pass")
+
+
+def current_pass() -> ForwardPass | None:
+    """The pass that runs in this context, or `None` outside of [`IT3ForImageClassification`]."""
+    return _current_pass.get()
+
+
+@contextmanager
+def running_pass(forward_pass: ForwardPass | None) -> Iterator[None]:
+    """Makes `forward_pass` the current one inside the block."""
+    token = _current_pass.set(forward_pass)
+    try:
+        yield
+    finally:
+        _current_pass.reset(token)
+
+
+def in_same_pass(function: Callable) -> Callable:
+    """Binds the current pass to a function that runs later, as activation checkpointing does in the backward pass."""
+    forward_pass = current_pass()
+
+    def run(*args, **kwargs):
+        with running_pass(forward_pass):
+            return function(*args, **kwargs)
+
+    return run
+
+
+class CheckpointInSamePass:
+    """An activation checkpointing function whose recomputation sees the signal of the pass it belongs to."""
+
+    def __init__(self, checkpoint: Callable):
+        self.checkpoint = checkpoint
+
+    def __call__(self, function: Callable, *args, **kwargs):
+        return self.checkpoint(in_same_pass(function), *args, **kwargs)
+
+
+class SignalInjection:
+    """Forward hook that joins the current pass's embedded signal with the output of the injection layer.
+
+    Handles outputs of shape `(B, C, H, W)`, `(B, N, C)`, `(B, H, W, C)` and `(B, C)`, and tuples that start with one.
+
+    Args:
+        layer (`str`): name of the layer, for error messages.
+        combine (`"add"`, `"multiply"` or a callable): how features and embedding are joined.
+    """
+
+    def __init__(self, layer: str, combine: str | Callable[[Tensor, Tensor], Tensor] = "add"):
+        self.layer = layer
+        self.combine = combine
+
+    def __call__(self, module: nn.Module, inputs: tuple, output):
+        forward_pass = current_pass()
+        if forward_pass is None or forward_pass.embedding is None:
+            return None
+        forward_pass.injected = True
+        if isinstance(output, tuple):
+            return (self._join(output[0], forward_pass.embedding), *output[1:])
+        return self._join(output, forward_pass.embedding)
+
+    def _join(self, features: Tensor, embedding: Tensor) -> Tensor:
+        if not isinstance(features, Tensor):
+            raise TypeError(
+                f"injection_layer={self.layer!r} returns {type(features).__name__}, which cannot take a label signal; "
+                "choose a layer that returns a tensor or a tuple that starts with one"
+            )
+        embedding = self._broadcastable(embedding.to(features.dtype), features)
+        if callable(self.combine):
+            return self.combine(features, embedding)
+        return features + embedding if self.combine == "add" else features * (1 + embedding)
+
+    def _broadcastable(self, embedding: Tensor, features: Tensor) -> Tensor:
+        batch, channels = embedding.shape
+        if features.ndim >= 2 and features.shape[0] == batch:
+            if features.ndim in (2, 4) and features.shape[1] == channels:
+                return embedding.reshape(batch, channels, *[1] * (features.ndim - 2))
+            if features.shape[-1] == channels:
+                return embedding.reshape(batch, *[1] * (features.ndim - 2), channels)
+        raise ValueError(
+            f"injection_layer={self.layer!r} returns features of shape {tuple(features.shape)}, which cannot take a "
+            f"label signal of {batch} images and {channels} channels; choose another layer or set injection_channels"
+        )
+
+
+# Names that models of the ecosystem give to the part that turns pixels into the first features.
+_STEM_NAMES = (
+    "conv_stem",
+    "embedder",
+    "embedding",
+    "embeddings",
+    "patch_embed",
+    "patch_embedding",
+    "patch_embeddings",
+    "patch_embeds",
+    "stem",
+)
+
+
+def find_injection_layer(backbone: nn.Module) -> str:
+    """Name of the backbone's stem: the outermost stem-named ancestor of its first convolution, or that convolution.
+
+    Reads the structure only, nothing runs.
+
+    Raises:
+        ValueError: if the backbone has no 2-d convolution.
+    """
+    modules = dict(backbone.named_modules())
+    first = next((name for name, module in modules.items() if isinstance(module, nn.Conv2d)), None)
+    if first is None:
+        raise ValueError(
+            f"{type(backbone).__name__} has no 2-d convolution to start from; name the layer whose output shall receive "
+            f"the label signal with injection_layer=..., for example {next(reversed(modules))!r}"
+        )
+    parts = first.split(".")
+    for depth in range(1, len(parts) + 1):
+        name = ".".join(parts[:depth])
+        in_stem_list = depth > 1 and parts[depth - 2] in _STEM_NAMES
+        if isinstance(modules[name], nn.ModuleList):
+            continue
+        if parts[depth - 1] in _STEM_NAMES or in_stem_list:
+            return name
+    return first
+
+
+def get_injection_layer(backbone: nn.Module, name: str) -> nn.Module:
+    """The module of that name; a ValueError with the closest names if there is none."""
+    modules = dict(backbone.named_modules())
+    if name and name in modules:
+        return modules[name]
+    candidates = [candidate for candidate in modules if candidate]
+    close = difflib.get_close_matches(name, candidates, n=1)
+    close = close or [candidate for candidate in candidates if candidate.split(".")[-1] == name.split(".")[-1]][:1]
+    hint = f"did you mean {close[0]!r}?" if close else f"its modules are {', '.join(candidates[:12])}, ..."
+    raise ValueError(f"injection_layer={name!r} is not a module of {type(backbone).__name__}; {hint}")
+
+
+def count_channels(layer: nn.Module, name: str) -> int:
+    """Channels of a layer's output, read from the last convolution, linear or normalisation layer inside it.
+
+    Raises:
+        ValueError: if there is no such layer inside.
+    """
+    for module in reversed(list(layer.modules())):
+        for attribute in ("out_channels", "out_features", "num_features", "normalized_shape", "num_channels"):
+            value = getattr(module, attribute, None)
+            is_leaf = next(module.children(), None) is None or isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if value is not None and is_leaf:
+                return value[-1] if isinstance(value, (tuple, list, torch.Size)) else int(value)
+    raise ValueError(
+        f"injection_layer={name!r} ({type(layer).__name__}) holds no convolution, linear or normalisation layer to read "
+        "its channels from; set injection_channels, or choose another layer"
+    )

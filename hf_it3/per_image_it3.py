@@ -1,0 +1,215 @@
+"""Every image its own adapted weights: many small optimizations at once, with `torch.func`."""
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
+from transformers.utils import logging
+
+from .adaptation_config_it3 import AdaptationConfig
+from .augmentation_it3 import augment
+from .objective_it3 import IdempotenceDistance, mean_prediction_logits, predict
+from .shell_it3 import ModelShell
+from .steps_it3 import Passes, make_optimizer, test_statistics
+
+
+logger = logging.get_logger(__name__)
+
+# Above this many adapted values per image, one image after the other is faster on a CPU.
+_MAX_VECTORIZED_VALUES = {"cpu": 300_000}
+_MAX_VECTORIZED_VALUES_ELSEWHERE = 5_000_000
+# Values of per-image weights, and of pixels, that a chunk may hold at once.
+_CHUNK_VALUES = 6_000_000
+_CHUNK_PIXELS = 2_000_000
+
+
+class ImageAdaptation:
+    """Adapts to each image of a batch alone, or to augmentations of it.
+
+    Args:
+        shell ([`ModelShell`]): the model, unadapted between calls.
+        config ([`AdaptationConfig`]): the settings.
+        distance ([`IdempotenceDistance`]): D(y1, y0).
+        problem_type (`str`, *optional*): of the model.
+    """
+
+    def __init__(
+        self,
+        shell: ModelShell,
+        config: AdaptationConfig,
+        distance: IdempotenceDistance,
+        problem_type: str | None,
+    ):
+        self.shell = shell
+        self.config = config
+        self.distance = distance
+        self.problem_type = problem_type
+        self.vectorize = self._choose_vectorize()
+
+    def _choose_vectorize(self) -> bool:
+        config = self.config
+        elementwise = not callable(config.optimizer)
+        if config.vectorize is not None:
+            if config.vectorize and not elementwise:
+                raise ValueError(
+                    "vectorize=True needs a named optimizer: a callable's steps may mix images; use 'adam'"
+                )
+            return config.vectorize
+        device = self.shell.parameters[0].device.type
+        limit = _MAX_VECTORIZED_VALUES.get(device, _MAX_VECTORIZED_VALUES_ELSEWHERE)
+        return elementwise and not self.shell.has_masters and self.shell.num_adapted <= limit
+
+    @property
+    def num_steps(self) -> int:
+        config = self.config
+        if config.augmentations and config.augmentation_steps is not None:
+            return config.augmentation_steps
+        return config.num_steps
+
+    def chunk_size(self, pixel_values: Tensor) -> int:
+        """Images to adapt at once."""
+        if self.config.chunk_size is not None:
+            return self.config.chunk_size
+        pixels = pixel_values[0].numel() * max(self.config.augmentations, 1)
+        return max(1, min(_CHUNK_VALUES // self.shell.num_adapted, _CHUNK_PIXELS // pixels, 256))
+
+    def run(self, pixel_values: Tensor, first: Passes) -> tuple[Tensor, Tensor]:
+        """Adapts to each of the images `(B, C, H, W)`.
+
+        Returns:
+            Logits `(B, num_labels)` and the loss history `(steps, B)`.
+        """
+        size = self.chunk_size(pixel_values)
+        logits, histories = [], []
+        for start in range(0, len(pixel_values), size):
+            part = slice(start, start + size)
+            part_logits, history = self._run_chunk(pixel_values[part], first[part])
+            logits.append(part_logits)
+            histories.append(history)
+        return torch.cat(logits), torch.cat(histories, 1)
+
+    def _run_chunk(self, images: Tensor, first: Passes) -> tuple[Tensor, Tensor]:
+        config = self.config
+        views = augment(images, config.augmentations) if config.augmentations else images[:, None]
+        if self.num_steps == 0 and config.norm_statistics == "source":
+            return self._average(views), images.new_zeros((0, len(images)))
+        y1 = self._frozen_predictions(views, first)
+        if self.vectorize:
+            return self._run_vectorized(views, y1)
+        return self._run_loop(views, y1)
+
+    @torch.no_grad()
+    def _average(self, views: Tensor) -> Tensor:
+        return self._mean_over_views(self.shell(views.flatten(0, 1)).unflatten(0, views.shape[:2]))
+
+    def _mean_over_views(self, logits: Tensor) -> Tensor:
+        """Logits of the mean prediction: `(..., K, num_labels)` to `(..., num_labels)`."""
+        if logits.shape[-2] == 1:
+            return logits.squeeze(-2)
+        return mean_prediction_logits(predict(logits, self.problem_type).mean(-2), self.problem_type)
+
+    @torch.no_grad()
+    def _frozen_predictions(self, views: Tensor, first: Passes) -> Tensor | None:
+        """The frozen anchor's y1 for all views `(B, K, num_labels)`, or `None` where it has to be computed inside."""
+        if self.config.effective_anchor != "frozen" or self.config.norm_statistics != "source":
+            return None
+        if views.shape[1] == 1:
+            return first.y1.detach()[:, None]
+        flat = views.flatten(0, 1)
+        y0 = predict(self.shell(flat), self.problem_type)
+        return predict(self.shell(flat, y0), self.problem_type).unflatten(0, views.shape[:2])
+
+    def _forward(self, parameters: dict[str, Tensor], views: Tensor, signal: Tensor | None = None) -> Tensor:
+        arguments = {"label_signal": signal, "return_dict": True}
+        with test_statistics(self.config):
+            logits = functional_call(self.shell.module, parameters, (views,), arguments).logits
+        return logits
+
+    def _loss(
+        self, parameters: dict[str, Tensor], views: Tensor, y1: Tensor | None, anchor: dict[str, Tensor]
+    ) -> Tensor:
+        """The objective for one image's views `(K, C, H, W)`."""
+        y0 = predict(self._forward(parameters, views), self.problem_type)
+        if y1 is None:
+            if self.config.effective_anchor == "self":
+                y1 = predict(self._forward(parameters, views, y0), self.problem_type)
+            else:
+                y1 = self._anchor_prediction(anchor, views, y0)
+        return self.distance(y1, y0).mean()
+
+    def _anchor_prediction(self, anchor: dict[str, Tensor], views: Tensor, y0: Tensor) -> Tensor:
+        if self.config.effective_anchor == "frozen":
+            y0 = predict(self._forward(anchor, views), self.problem_type)
+        return predict(self._forward(anchor, views, y0.detach()), self.problem_type).detach()
+
+    def _run_vectorized(self, views: Tensor, y1: Tensor | None) -> tuple[Tensor, Tensor]:
+        source = {name: value.detach() for name, value in zip(self.shell.names, self.shell.parameters, strict=True)}
+        stacked = [value.expand(len(views), *value.shape).clone().requires_grad_() for value in source.values()]
+        optimizer = make_optimizer(self.config, stacked)
+        anchor = (
+            {name: value.detach().clone() for name, value in zip(source, stacked, strict=True)}
+            if (self.config.effective_anchor == "ema")
+            else source
+        )
+        y1_axis = None if y1 is None else 0
+        anchor_axis = 0 if self.config.effective_anchor == "ema" else None
+        losses = []
+        for step in range(self.num_steps):
+            # All images start from the same weights: as long as those are shared, so is the work on them.
+            parameters = source if step == 0 else dict(zip(source, (value.detach() for value in stacked), strict=True))
+            gradient = vmap(
+                grad_and_value(self._loss),
+                in_dims=(None if step == 0 else 0, 0, y1_axis, anchor_axis),
+                randomness="same",
+            )
+            gradients, loss = gradient(parameters, views, y1, anchor)
+            losses.append(loss.detach())
+            for value, name in zip(stacked, source, strict=True):
+                value.grad = gradients[name]
+            self._clip(stacked)
+            optimizer.step()
+            if self.config.effective_anchor == "ema":
+                with torch.no_grad():
+                    torch._foreach_lerp_(list(anchor.values()), stacked, 1 - self.config.ema_decay)
+        adapted = dict(zip(source, (value.detach() for value in stacked), strict=True))
+        with torch.no_grad():
+            shared = self.num_steps == 0
+            forward = vmap(self._forward, in_dims=(None if shared else 0, 0), randomness="same")
+            logits = forward(source if shared else adapted, views)
+        history = torch.stack(losses) if losses else views.new_zeros((0, len(views)))
+        return self._mean_over_views(logits), history
+
+    def _clip(self, stacked: list[Tensor]) -> None:
+        """Clips the norm of each image's gradient."""
+        limit = self.config.max_grad_norm
+        if limit is None:
+            return
+        norms = torch.stack([value.grad.flatten(1).norm(dim=1) for value in stacked]).norm(dim=0)
+        factors = (limit / (norms + 1e-6)).clamp(max=1.0)
+        for value in stacked:
+            value.grad.mul_(factors.view(-1, *[1] * (value.ndim - 1)))
+
+    def _run_loop(self, views: Tensor, y1: Tensor | None) -> tuple[Tensor, Tensor]:
+        shell = self.shell
+        source = {name: value.detach().clone() for name, value in zip(shell.names, shell.parameters, strict=True)}
+        logits = []
+        history = views.new_zeros((self.num_steps, len(views)))
+        for index, image_views in enumerate(views):
+            shell.reset()
+            anchor = {name: value.clone() for name, value in source.items()}
+            optimizer = make_optimizer(self.config, shell.masters)
+            for step in range(self.num_steps):
+                parameters = dict(zip(shell.names, shell.parameters, strict=True))
+                loss = self._loss(parameters, image_views, None if y1 is None else y1[index], anchor)
+                history[step, index] = loss.detach()
+                shell.set_gradients(torch.autograd.grad(loss, shell.parameters, allow_unused=True))
+                if self.config.max_grad_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(shell.masters, self.config.max_grad_norm)
+                optimizer.step()
+                shell.after_step()
+                if self.config.effective_anchor == "ema":
+                    with torch.no_grad():
+                        torch._foreach_lerp_(list(anchor.values()), shell.parameters, 1 - self.config.ema_decay)
+            with torch.no_grad():
+                logits.append(self._forward({}, image_views))
+        shell.reset()
+        return self._mean_over_views(torch.stack(logits)), history

@@ -1,0 +1,268 @@
+"""Image classification with test-time adaptation in every call."""
+
+import inspect
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers.image_utils import load_image
+from transformers.pipelines import ImageClassificationPipeline
+
+from .adaptation_config_it3 import AdaptationConfig
+from .adaptation_it3 import TestTimeAdapter
+from .image_processing_it3 import match_channels, to_mode
+
+
+_OVERRIDES = tuple(inspect.signature(AdaptationConfig).parameters)
+# Settings whose adapters a pipeline keeps; each holds a copy of the parameters that it may change.
+_MAX_ADAPTERS = 4
+
+
+@dataclass
+class _Numbered:
+    """An input with its position among the inputs of a call, for error messages."""
+
+    image: Any
+    position: int
+
+
+class _NumberedDataset(Dataset):
+    """A data set whose items know their position."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> _Numbered:
+        return _Numbered(self.dataset[index], index)
+
+
+class IT3Pipeline(ImageClassificationPipeline):
+    """Classifies images with a model that adapts itself to them, without labels.
+
+    Takes what the stock image classification pipeline takes, and adapts by default: the images of one call, in batches
+    of `batch_size`, share adapted weights (or not, as the model's settings say). The model itself is never changed.
+
+    Args:
+        adapt (`bool`, defaults to `True`): whether to adapt; without, the plain model answers.
+        batch_size (`int`, *optional*): images that adapt together; by default `model.config.adaptation.batch_size` for
+            lists and data sets.
+        return_idempotence (`bool`, defaults to `False`): add to every image's top class its `idempotence` distance
+            and whether it was `adapted`.
+        return_unadapted (`bool`, defaults to `False`): add to every class its `unadapted_score`.
+        overrides: any field of [`AdaptationConfig`], for this pipeline or for one call.
+
+    All of these can be given when the pipeline is made and for a single call.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from transformers import pipeline
+    >>> from hf_it3 import IT3Config, IT3ForImageClassification, IT3ImageProcessor
+    >>> processor = IT3ImageProcessor(num_channels=1)
+    >>> model = IT3ForImageClassification(IT3Config())
+    >>> classifier = pipeline("it3-image-classification", model=model, image_processor=processor)
+    >>> len(classifier([Image.new("L", (28, 28))] * 3, top_k=2, gate=None))
+    3
+
+    ```
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._adapters: list[tuple[AdaptationConfig, TestTimeAdapter]] = []
+        self._adapters_lock = threading.Lock()
+        super().__init__(*args, **kwargs)
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """Refuses models that take no label signal."""
+        # By name, because a model loaded as remote code is of a class of its own.
+        if not (hasattr(self.model, "embedder") and hasattr(self.model.config, "adaptation")):
+            raise ValueError(
+                f"{type(self.model).__name__} takes no label signal and cannot adapt; wrap it with "
+                "IT3ForImageClassification.from_backbone and train it with IT3Trainer, or use the stock "
+                "'image-classification' pipeline"
+            )
+
+    def _sanitize_parameters(
+        self,
+        adapt: bool | None = None,
+        return_idempotence: bool | None = None,
+        return_unadapted: bool | None = None,
+        top_k: int | None = None,
+        function_to_apply: Any = None,
+        timeout: float | None = None,
+        **overrides: Any,
+    ) -> tuple[dict, dict, dict]:
+        preprocess, _, postprocess = super()._sanitize_parameters(top_k, function_to_apply, timeout)
+        forward: dict[str, Any] = {}
+        if adapt is not None:
+            forward["adapt"] = adapt
+        if overrides:
+            # Also checks the names and values, before any image is read.
+            self.model.config.adaptation.replace(**overrides)
+            forward["overrides"] = {**getattr(self, "_forward_params", {}).get("overrides", {}), **overrides}
+        for name, value in (("return_idempotence", return_idempotence), ("return_unadapted", return_unadapted)):
+            if value is not None:
+                postprocess[name] = value
+        return preprocess, forward, postprocess
+
+    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
+        """Classifies images.
+
+        Args:
+            inputs: an image (path, URL, base64 string, `PIL.Image`, array or tensor), a list of images, a data set
+                (torch or `datasets`, with a column of images), or a generator.
+            top_k (`int`, defaults to 5), function_to_apply, timeout: as in the stock pipeline.
+            kwargs: see the class.
+
+        Returns:
+            For an image a list of `{"label", "score"}` dictionaries, best first; for several a list (for generators
+            and data sets an iterator) of such lists, in the order of the inputs.
+
+        Raises:
+            ValueError: for an empty list or an input that is not an image; with several, the message gives its
+                position.
+        """
+        inputs = kwargs.pop("images", inputs)
+        if inputs is None:
+            raise ValueError("the pipeline needs images: a path, URL, PIL image, array, or a list or data set of them")
+        inputs, is_many = self._number(inputs)
+        if is_many and kwargs.get("batch_size") is None and self._batch_size is None:
+            kwargs["batch_size"] = self._adaptation_config(kwargs).batch_size
+        return super().__call__(inputs, **kwargs)
+
+    def _adaptation_config(self, overrides: dict[str, Any]) -> AdaptationConfig:
+        """The model's settings with those of the pipeline and of the call on top."""
+        ours = {**self._forward_params.get("overrides", {})}
+        ours.update({name: value for name, value in overrides.items() if name in _OVERRIDES and name != "batch_size"})
+        return self.model.config.adaptation.replace(**ours)
+
+    @staticmethod
+    def _number(inputs: Any) -> tuple[Any, bool]:
+        """Attaches positions to the images of a collection, and tells collections from single images."""
+        if isinstance(inputs, (list, tuple)) or (isinstance(inputs, (np.ndarray, Tensor)) and inputs.ndim == 4):
+            if len(inputs) == 0:
+                raise ValueError("the list of images is empty: there is nothing to classify")
+            return [_Numbered(image, position) for position, image in enumerate(inputs)], True
+        is_dataset = isinstance(inputs, Dataset) or hasattr(inputs, "column_names")
+        if is_dataset and hasattr(inputs, "__len__"):
+            return _NumberedDataset(inputs), True
+        if is_dataset or isinstance(inputs, Iterator):
+            return (_Numbered(image, position) for position, image in enumerate(inputs)), True
+        return inputs, False
+
+    def preprocess(self, image: Any, timeout: float | None = None) -> Any:
+        """Loads one image and runs the image processor; errors name the image and, in a collection, its position."""
+        position = None
+        if isinstance(image, _Numbered):
+            image, position = image.image, image.position
+        given = _describe(image)
+        try:
+            loaded = self._load(_image_of(image), timeout)
+            inputs = self.image_processor(images=loaded, return_tensors="pt")
+        except (OSError, TypeError, ValueError, SyntaxError) as error:
+            # PIL reports some broken files as SyntaxError.
+            where = "image" if position is None else f"image {position}"
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{where} ({given}) cannot be classified: {reason}") from error
+        return {"pixel_values": inputs["pixel_values"].to(self.dtype)}
+
+    def _load(self, image: Any, timeout: float | None) -> Any:
+        channels = getattr(self.model.config.backbone_config, "num_channels", 3)
+        if isinstance(image, (np.ndarray, Tensor)):
+            array = np.asarray(image)
+            return match_channels(array[None] if array.ndim == 2 else array, channels)
+        if isinstance(image, (str, os.PathLike)):
+            path = os.fspath(image)
+            # Opened here where possible: the stock loader turns everything to RGB, 16-bit images badly.
+            image = Image.open(path) if os.path.isfile(path) else load_image(path, timeout=timeout)
+        if not isinstance(image, Image.Image):
+            raise TypeError("an image must be a path, a URL, a base64 string, a PIL image, an array or a tensor")
+        return to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+
+    def _forward(
+        self, model_inputs: dict[str, Tensor], adapt: bool = True, overrides: dict[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        pixel_values = model_inputs["pixel_values"]
+        if not adapt:
+            return {"logits": self.model(pixel_values).logits}
+        output = self._adapter(overrides or {})(pixel_values)
+        return {name: output[name] for name in ("logits", "initial_logits", "idempotence", "adapted")}
+
+    def _adapter(self, overrides: dict[str, Any]) -> TestTimeAdapter:
+        """The adapter for these settings; built once, so that streams live on from call to call."""
+        config = self.model.config.adaptation.replace(**overrides)
+        with self._adapters_lock:
+            for known, adapter in self._adapters:
+                if known == config:
+                    return adapter
+            adapter = TestTimeAdapter(self.model, config)
+            self._adapters = [(config, adapter), *self._adapters[: _MAX_ADAPTERS - 1]]
+            return adapter
+
+    def adapter(self, **overrides: Any) -> TestTimeAdapter:
+        """The adapter behind the calls of this pipeline, to `reset()` a stream or take its `adapted_model()`."""
+        return self._adapter({**self._forward_params.get("overrides", {}), **overrides})
+
+    def postprocess(
+        self,
+        model_outputs: dict[str, Tensor],
+        function_to_apply: Any = None,
+        top_k: int | None = 5,
+        return_idempotence: bool = False,
+        return_unadapted: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Turns one image's logits into labels and scores, best first."""
+        num_labels = self.model.config.num_labels
+        top_k = num_labels if top_k is None else top_k
+        classes = super().postprocess(model_outputs, function_to_apply, top_k)
+        if return_unadapted:
+            initial = {"logits": model_outputs.get("initial_logits", model_outputs["logits"])}
+            unadapted = super().postprocess(initial, function_to_apply, num_labels)
+            scores = {entry["label"]: entry["score"] for entry in unadapted}
+            classes = [{**entry, "unadapted_score": scores[entry["label"]]} for entry in classes]
+        if return_idempotence and "idempotence" in model_outputs:
+            shift = {
+                "idempotence": model_outputs["idempotence"][0].item(),
+                "adapted": bool(model_outputs["adapted"][0]),
+            }
+            classes = [{**entry, **shift} for entry in classes]
+        return classes
+
+
+def _image_of(item: Any) -> Any:
+    """The image of a data set's row, or the item itself."""
+    if not isinstance(item, dict):
+        return item
+    for name in ("image", "img", "pixel_values"):
+        if name in item:
+            return item[name]
+    for value in item.values():
+        if isinstance(value, Image.Image):
+            return value
+    raise ValueError(f"the row has no image; its columns are {', '.join(map(str, item))}")
+
+
+def _describe(image: Any) -> str:
+    if isinstance(image, (str, os.PathLike)):
+        text = os.fspath(image)
+        return repr(text if len(text) <= 80 else text[:77] + "...")
+    if isinstance(image, (np.ndarray, Tensor)):
+        return f"{type(image).__name__} of shape {tuple(image.shape)}"
+    if isinstance(image, Image.Image):
+        return f"PIL image of mode {image.mode} and size {image.width}x{image.height}"
+    return type(image).__name__

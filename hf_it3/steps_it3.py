@@ -1,0 +1,187 @@
+"""Optimizer steps on the objective, for images that share adapted weights."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .adaptation_config_it3 import AdaptationConfig
+from .batchnorm_it3 import norm_statistics
+from .objective_it3 import IdempotenceDistance, largest_class_share, negative_diversity, predict
+from .shell_it3 import ModelShell
+
+
+@dataclass
+class Passes:
+    """Both predictions for a batch, `(B, num_labels)` each, with the logits of the first and their distances `(B,)`."""
+
+    logits: Tensor
+    y0: Tensor
+    y1: Tensor
+    distances: Tensor
+
+    def __getitem__(self, chosen: Tensor) -> "Passes":
+        return Passes(self.logits[chosen], self.y0[chosen], self.y1[chosen], self.distances[chosen])
+
+
+def first_passes(shell: ModelShell, owner: "SharedAdaptation", pixel_values: Tensor, with_graph: bool) -> Passes:
+    """Both passes of the unadapted model, with its training statistics; with autograd's graph if asked for."""
+    with torch.set_grad_enabled(with_graph):
+        logits = shell(pixel_values)
+        y0 = predict(logits, owner.problem_type)
+    with torch.set_grad_enabled(with_graph and owner.config.effective_anchor == "self"):
+        y1 = predict(shell(pixel_values, y0), owner.problem_type)
+    with torch.set_grad_enabled(with_graph):
+        return Passes(logits, y0, y1, owner.distance(y1, y0))
+
+
+def make_optimizer(config: AdaptationConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer that the settings name, or that their callable returns.
+
+    Raises:
+        TypeError: if the callable returns something else than a torch optimizer.
+    """
+    if config.optimizer == "adam":
+        # The fused kernel is the fastest where it exists; it wants real floating point tensors of one kind.
+        fused = all(parameter.dtype in (torch.float32, torch.float64) for parameter in parameters)
+        return torch.optim.Adam(parameters, lr=config.learning_rate, fused=fused)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.learning_rate)
+    optimizer = config.optimizer(parameters)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            "the optimizer callable takes the parameters and must return a torch.optim.Optimizer, got "
+            f"{type(optimizer).__name__}"
+        )
+    return optimizer
+
+
+def test_statistics(config: AdaptationConfig) -> contextlib.AbstractContextManager:
+    """The BatchNorm statistics that the settings ask for."""
+    if config.norm_statistics == "source":
+        return contextlib.nullcontext()
+    return norm_statistics(config.norm_statistics, config.prior_count)
+
+
+class SharedAdaptation:
+    """Adapts one set of weights, the shell's, to a group of images.
+
+    Args:
+        shell ([`ModelShell`]): whose parameters change.
+        source_shell ([`ModelShell`]): the unadapted model; may be `shell` itself where that starts out unadapted.
+        config ([`AdaptationConfig`]): the settings.
+        distance ([`IdempotenceDistance`]): D(y1, y0).
+        problem_type (`str`, *optional*): of the model.
+    """
+
+    def __init__(
+        self,
+        shell: ModelShell,
+        source_shell: ModelShell,
+        config: AdaptationConfig,
+        distance: IdempotenceDistance,
+        problem_type: str | None,
+    ):
+        self.shell = shell
+        self.source_shell = source_shell
+        self.config = config
+        self.distance = distance
+        self.problem_type = problem_type
+        self.anchor_shell = None
+        if config.effective_anchor == "ema":
+            self.anchor_shell = ModelShell(shell.model, config.parameters)
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def reuses_first_passes(self) -> bool:
+        """Whether the first step can start from the passes that the gate looked at."""
+        config = self.config
+        return self.shell is self.source_shell and config.norm_statistics == "source" and config.num_steps > 0
+
+    def run(self, pixel_values: Tensor, first: Passes) -> tuple[Tensor, Tensor]:
+        """Adapts from the source weights.
+
+        Returns:
+            Adapted logits `(B, num_labels)`, NaN if the objective was not finite, and the loss history `(steps,)`.
+        """
+        if self.anchor_shell is not None:
+            self.anchor_shell.reset()
+        return self.continue_from(pixel_values, first, self.fresh_optimizer())
+
+    def fresh_optimizer(self) -> torch.optim.Optimizer:
+        """An optimizer without history; named ones are built once and emptied."""
+        if self._optimizer is None or callable(self.config.optimizer):
+            self._optimizer = make_optimizer(self.config, self.shell.masters)
+        self._optimizer.state.clear()
+        return self._optimizer
+
+    def continue_from(
+        self, pixel_values: Tensor, first: Passes, optimizer: torch.optim.Optimizer
+    ) -> tuple[Tensor, Tensor]:
+        """Adapts from whatever weights the shell has; see `run`."""
+        losses: list[float] = []
+        passes = first if self.reuses_first_passes else None
+        frozen_y1 = first.y1 if self.config.norm_statistics == "source" else None
+        with_diversity = self._wants_diversity(first.y0.detach())
+        with test_statistics(self.config):
+            for _ in range(self.config.num_steps):
+                if passes is None:
+                    y0 = predict(self.shell(pixel_values), self.problem_type)
+                    y1, frozen_y1 = self._second_prediction(pixel_values, y0, frozen_y1)
+                else:
+                    y0, y1, passes = passes.y0, passes.y1, None
+                loss = self._objective(y0, y1, with_diversity)
+                losses.append(loss.item())
+                if not self._step(loss, optimizer):
+                    return torch.full_like(first.logits.detach(), float("nan")), pixel_values.new_tensor(losses)
+            with torch.no_grad():
+                logits = self.shell(pixel_values)
+        return logits, torch.tensor(losses)
+
+    def _wants_diversity(self, y0: Tensor) -> bool:
+        config = self.config
+        return config.diversity_weight > 0 and len(y0) > 1 and largest_class_share(y0) <= config.max_class_share
+
+    def _second_prediction(
+        self, pixel_values: Tensor, y0: Tensor, frozen_y1: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        anchor = self.config.effective_anchor
+        if anchor == "self":
+            return predict(self.shell(pixel_values, y0), self.problem_type), None
+        with torch.no_grad():
+            if anchor == "ema":
+                return predict(self.anchor_shell(pixel_values, y0), self.problem_type), None
+            if frozen_y1 is None:
+                # With other statistics than the gate's, the source model has to look again, once.
+                source_y0 = predict(self.source_shell(pixel_values), self.problem_type)
+                frozen_y1 = predict(self.source_shell(pixel_values, source_y0), self.problem_type)
+            return frozen_y1, frozen_y1
+
+    def _objective(self, y0: Tensor, y1: Tensor, with_diversity: bool) -> Tensor:
+        loss = self.distance(y1, y0).mean()
+        if with_diversity:
+            loss = loss + self.config.diversity_weight * negative_diversity(y0, self.problem_type)
+        return loss
+
+    def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> bool:
+        """One optimizer step; without effect, and False, if loss or gradient is not finite."""
+        gradients = torch.autograd.grad(loss, self.shell.parameters, allow_unused=True)
+        present = [gradient for gradient in gradients if gradient is not None]
+        norm = torch.nn.utils.get_total_norm(present)
+        if not (loss.isfinite() and norm.isfinite()):
+            return False
+        self.shell.set_gradients(gradients)
+        if self.config.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.shell.masters, self.config.max_grad_norm, norm)
+        optimizer.step()
+        self.shell.after_step()
+        if self.anchor_shell is not None:
+            self._move_anchor()
+        return True
+
+    @torch.no_grad()
+    def _move_anchor(self) -> None:
+        anchor = self.anchor_shell
+        torch._foreach_lerp_(anchor.masters, self.shell.masters, 1 - self.config.ema_decay)
+        anchor.after_step()

@@ -1,0 +1,172 @@
+"""Weights that live on from call to call, and the guard that sends them back when they collapse."""
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from .adaptation_config_it3 import AdaptationConfig
+from .objective_it3 import largest_class_share, predict
+from .steps_it3 import Passes, SharedAdaptation
+
+
+logger = logging.get_logger(__name__)
+
+# A stream has collapsed if one class's share grew by more than this over the unadapted predictions' largest share.
+_COLLAPSE_MARGIN = 0.25
+# A loss is running away if it lies this many running standard deviations above its running mean.
+_RUNAWAY_DEVIATIONS = 6.0
+_RUNNING_DECAY = 0.95
+_MIN_LOSSES = 10
+_MIN_IMAGES = 32
+
+
+class CollapseGuard:
+    """Watches the share of the most frequent predicted class and the loss of a stream.
+
+    Args:
+        window (`int`): how many of the latest images the shares are taken over.
+    """
+
+    def __init__(self, window: int):
+        self.predicted: deque[Tensor] = deque()
+        self.window = window
+        self.mean, self.square, self.count = 0.0, 0.0, 0
+
+    def verdict(self, adapted: Tensor, unadapted: Tensor, loss: float | None) -> str | None:
+        """Takes note of a batch's predictions `(B, num_labels)` and loss; the reason if the stream has collapsed."""
+        self.predicted.extend(torch.stack([adapted.argmax(-1), unadapted.argmax(-1)], -1).cpu())
+        while len(self.predicted) > self.window:
+            self.predicted.popleft()
+        if reason := self._class_verdict(adapted.shape[-1]):
+            return reason
+        return None if loss is None else self._loss_verdict(loss)
+
+    def _class_verdict(self, num_labels: int) -> str | None:
+        if len(self.predicted) < min(_MIN_IMAGES, self.window) or num_labels < 2:
+            return None
+        classes = torch.stack(list(self.predicted))
+        one_hot = torch.nn.functional.one_hot(classes, num_labels)
+        adapted, unadapted = (largest_class_share(one_hot[:, side]) for side in (0, 1))
+        if adapted > unadapted + _COLLAPSE_MARGIN:
+            return f"{adapted:.0%} of the adapted predictions are one class, against {unadapted:.0%} unadapted"
+        return None
+
+    def _loss_verdict(self, loss: float) -> str | None:
+        if self.count >= _MIN_LOSSES:
+            deviation = math.sqrt(max(self.square - self.mean**2, 1e-12))
+            if loss > self.mean + _RUNAWAY_DEVIATIONS * deviation:
+                return f"the loss rose to {loss:.3g} from a running mean of {self.mean:.3g}"
+        decay = min(_RUNNING_DECAY, self.count / (self.count + 1))
+        self.mean = decay * self.mean + (1 - decay) * loss
+        self.square = decay * self.square + (1 - decay) * loss**2
+        self.count += 1
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the guard remembers."""
+        predicted = [pair.tolist() for pair in self.predicted]
+        return {"predicted": predicted, "mean": self.mean, "square": self.square, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.predicted = deque(torch.tensor(pair) for pair in state["predicted"])
+        self.mean, self.square, self.count = state["mean"], state["square"], state["count"]
+
+
+class Stream:
+    """The running state of scope `"stream"`.
+
+    Args:
+        shared ([`SharedAdaptation`]): takes the steps, on a shell of its own.
+        config ([`AdaptationConfig`]): the settings.
+    """
+
+    def __init__(self, shared: SharedAdaptation, config: AdaptationConfig):
+        self.shared = shared
+        self.config = config
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the source weights, with nothing remembered."""
+        self.shared.shell.reset()
+        if self.shared.anchor_shell is not None:
+            self.shared.anchor_shell.reset()
+        self.optimizer = self.shared.fresh_optimizer()
+        self.guard = CollapseGuard(self.config.gate_window)
+        self.distances: deque[float] = deque(maxlen=self.config.gate_window)
+        self.num_images = 0
+        self.num_steps = 0
+        self.num_resets = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images adapted to and steps taken since the last reset."""
+        return {"num_images": self.num_images, "num_steps": self.num_steps}
+
+    def observe(self, distances: Tensor) -> Tensor:
+        """Takes note of a batch's distances `(B,)` and returns those of the latest `gate_window` images."""
+        self.distances.extend(distances.tolist())
+        return torch.tensor(list(self.distances), dtype=torch.float64)
+
+    def run(self, pixel_values: Tensor, first: Passes) -> tuple[Tensor, Tensor]:
+        """Takes the stream a batch further; see `SharedAdaptation.run`."""
+        logits, history = self.shared.continue_from(pixel_values, first, self.optimizer)
+        self.num_images += len(pixel_values)
+        self.num_steps += len(history)
+        if self.config.collapse_guard and logits.isfinite().all():
+            problem_type = self.shared.problem_type
+            loss = history[0].item() if len(history) else None
+            reason = self.guard.verdict(predict(logits, problem_type), first.y0.detach(), loss)
+            if reason is not None:
+                logger.warning(f"The stream collapsed: {reason}. It starts again from the source weights.")
+                resets = self.num_resets + 1
+                self.reset()
+                self.num_resets = resets
+                logits = first.logits.detach()
+        return logits, history
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, anchor, optimizer, guard, gate window and counters."""
+        shell, anchor = self.shared.shell, self.shared.anchor_shell
+        return {
+            "settings": self.config.to_dict(),
+            "parameters": _copies(shell.names, shell.masters),
+            "anchor": None if anchor is None else _copies(anchor.names, anchor.masters),
+            "optimizer": self.optimizer.state_dict(),
+            "guard": self.guard.state_dict(),
+            "distances": list(self.distances),
+            "num_images": self.num_images,
+            "num_steps": self.num_steps,
+            "num_resets": self.num_resets,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned, after checking that it fits; nothing changes if it does not."""
+        shell, anchor = self.shared.shell, self.shared.anchor_shell
+        if missing := {"settings", "parameters", "anchor", "optimizer", "guard", "distances"} - set(state):
+            raise ValueError(f"this is not the state of a stream: it lacks {', '.join(sorted(missing))}")
+        for name in ("optimizer", "parameters", "anchor"):
+            ours, theirs = self.config.to_dict()[name], state["settings"].get(name)
+            if ours != theirs:
+                raise ValueError(f"the stream was saved with {name}={theirs!r}, this adapter has {name}={ours!r}")
+        shapes = {name: tuple(value.shape) for name, value in state["parameters"].items()}
+        expected = {name: tuple(value.shape) for name, value in zip(shell.names, shell.masters, strict=True)}
+        if shapes != expected:
+            raise ValueError("the stream was saved with other parameters than this model's; load the same base model")
+        shell.load([state["parameters"][name] for name in shell.names])
+        if anchor is not None:
+            anchor.load([state["anchor"][name] for name in anchor.names])
+        self.optimizer = self.shared.fresh_optimizer()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.guard.load_state_dict(state["guard"])
+        self.distances = deque(state["distances"], maxlen=self.config.gate_window)
+        self.num_images, self.num_steps = state["num_images"], state["num_steps"]
+        self.num_resets = state["num_resets"]
+
+
+def _copies(names: list[str], values: list[Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in zip(names, values, strict=True)}

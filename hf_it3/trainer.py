@@ -1,0 +1,259 @@
+"""A Trainer for idempotent image classifiers."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainingArguments
+
+from .adaptation_it3 import TestTimeAdapter
+from .data import IMAGE_COLUMNS, LABEL_COLUMNS, ImageCollator, image_processor_for
+from .gate_it3 import idempotence_distances
+from .metrics import classification_metrics
+from .shell_it3 import norm_parameter_names, unwrap
+from .training_arguments import IT3TrainingArguments
+
+
+_LOSSES = ("classification_loss", "idempotence_loss")
+
+
+class IT3Trainer(Trainer):
+    """Trains an idempotent classifier: classification loss of `f(x)` plus weighted loss of `f(x, y)`.
+
+    Everything that `Trainer` does works unchanged, because one forward pass of the model holds both. Data sets with an
+    image and a label column need no preparation: images are processed batch by batch. After training, the idempotence
+    distance of clean training images is measured and stored in the model's configuration, for the gate.
+
+    Args:
+        model ([`IT3ForImageClassification`]): the model.
+        args ([`IT3TrainingArguments`], *optional*): the arguments; plain `TrainingArguments` are accepted.
+        data_collator (callable, *optional*): by default an [`~hf_it3.data.ImageCollator`].
+        processing_class (*optional*): the image processor; by default the backbone's own, or one made for its image
+            size and channels.
+        compute_metrics (callable, *optional*): takes an `EvalPrediction`; by default accuracy, negative log-likelihood
+            and expected calibration error.
+        calibrate (`bool`, defaults to `False`): choose the adaptation settings on `eval_dataset` after training.
+        kwargs: as in `Trainer`.
+
+    Raises:
+        TypeError: if the model takes no label signal.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_it3 import IT3Config, IT3ForImageClassification, IT3Trainer, IT3TrainingArguments
+    >>> data = [{"pixel_values": torch.rand(1, 28, 28), "label": i % 10} for i in range(20)]
+    >>> arguments = IT3TrainingArguments("runs/example", max_steps=2, disable_tqdm=True, logging_strategy="no")
+    >>> trainer = IT3Trainer(IT3ForImageClassification(IT3Config()), arguments, train_dataset=data)
+    >>> trainer.train().global_step
+    2
+
+    ```
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_metrics: Callable | None = None,
+        calibrate: bool = False,
+        **kwargs: Any,
+    ):
+        args = _with_our_arguments(args)
+        config = getattr(model, "config", None)
+        if model is not None and not hasattr(config, "adaptation"):
+            raise TypeError(
+                f"IT3Trainer trains models that take a label signal, got {type(model).__name__}; wrap it with "
+                "IT3ForImageClassification.from_backbone"
+            )
+        if config is not None:
+            processing_class = processing_class or image_processor_for(config)
+            if data_collator is None:
+                data_collator = ImageCollator(
+                    processing_class, args.image_column, args.label_column, _number_of_classes(config)
+                )
+            if compute_metrics is None and config.problem_type in (None, "single_label_classification"):
+                compute_metrics = classification_metrics
+        if args.freeze_backbone and model is not None:
+            _freeze_backbone(model)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            **kwargs,
+        )
+        self.calibrate = calibrate
+        self._adapter: TestTimeAdapter | None = None
+        self._loss_sums = dict.fromkeys(_LOSSES, 0.0)
+        self._loss_count = 0
+
+    def train(self, *args: Any, **kwargs: Any):
+        """Trains as `Trainer.train` does, then measures the clean reference distance and calibrates if asked to."""
+        output = super().train(*args, **kwargs)
+        if self.args.reference_images:
+            self.measure_reference_distance()
+        if self.calibrate:
+            from .calibration import calibrate_trainer
+
+            calibrate_trainer(self)
+        return output
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        given = [name for name in (self.args.image_column, self.args.label_column) if name is not None]
+        self._signature_columns = list(
+            dict.fromkeys([*self._signature_columns, *IMAGE_COLUMNS, *LABEL_COLUMNS, *given])
+        )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The optimizer of `Trainer`, with the embedder in groups of its own if it has its own learning rate."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        rate = self.args.embedder_learning_rate
+        if is_new and rate is not None:
+            embedder = {id(parameter) for parameter in unwrap(self.model).embedder.parameters()}
+            groups = []
+            for group in optimizer.param_groups:
+                ours = [parameter for parameter in group["params"] if id(parameter) in embedder]
+                rest = [parameter for parameter in group["params"] if id(parameter) not in embedder]
+                groups += [{**group, "params": rest}] if rest else []
+                groups += [{**group, "params": ours, "lr": rate}] if ours else []
+            optimizer.param_groups[:] = groups
+        return optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's loss; in training, both of its parts are remembered for the next log entry."""
+        if "labels" not in inputs:
+            raise ValueError(
+                f"the batch has no labels, only {', '.join(inputs)}; the data set needs a label column, one of "
+                f"{', '.join(LABEL_COLUMNS)}, or name it with label_column"
+            )
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training and isinstance(outputs, dict):
+            for name in _LOSSES:
+                self._loss_sums[name] = self._loss_sums[name] + outputs[name].detach().mean()
+            self._loss_count += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs, with the mean of both losses since the last entry beside the training loss."""
+        if "loss" in logs and self._loss_count:
+            for name in _LOSSES:
+                mean = torch.as_tensor(self._loss_sums[name] / self._loss_count, device=self.args.device)
+                logs[name] = self.accelerator.gather(mean).mean().item()
+                self._loss_sums[name] = 0.0
+            self._loss_count = 0
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Evaluates as `Trainer.evaluate` does; with `eval_adapted`, once more with test-time adaptation.
+
+        The adapted metrics are named `{prefix}_adapted_{metric}`. Images adapt together by evaluation batches.
+        """
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self.args.eval_adapted and not isinstance(dataset, dict):
+            metrics.update(self._evaluate_adapted(eval_dataset, ignore_keys, f"{metric_key_prefix}_adapted"))
+        return metrics
+
+    def _evaluate_adapted(self, eval_dataset, ignore_keys, prefix: str) -> dict[str, float]:
+        self._adapter = TestTimeAdapter(unwrap(self.model))
+        try:
+            output = self.evaluation_loop(
+                self.get_eval_dataloader(eval_dataset),
+                description="Evaluation with adaptation",
+                prediction_loss_only=False,
+                ignore_keys=ignore_keys,
+                metric_key_prefix=prefix,
+            )
+        finally:
+            self._adapter = None
+        metrics = {
+            name: value for name, value in output.metrics.items() if not name.endswith("model_preparation_time")
+        }
+        self.log(metrics)
+        return metrics
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """One evaluation step, with or without adaptation."""
+        if self._adapter is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            output = self._adapter(inputs["pixel_values"])
+        return None, output.logits, inputs.get("labels")
+
+    def measure_reference_distance(self, dataset: Any = None) -> dict[str, float]:
+        """Measures mean and standard deviation of the idempotence distance of clean images into the model's config.
+
+        Args:
+            dataset (*optional*): by default the first `args.reference_images` training images.
+
+        Returns:
+            `reference_distance` as stored in the config.
+        """
+        dataset = self.train_dataset if dataset is None else dataset
+        model = unwrap(self.model)
+        was_training = model.training
+        model.eval()
+        batches = self.get_test_dataloader(_first(dataset, self.args.reference_images))
+        progress = tqdm(
+            batches, "Reference distance", disable=self.args.disable_tqdm or not self.is_world_process_zero()
+        )
+        try:
+            collected = []
+            for inputs in progress:
+                with self.compute_loss_context_manager():
+                    distances = idempotence_distances(model, self._prepare_inputs(inputs)["pixel_values"])
+                collected.append(self.accelerator.gather_for_metrics(distances).double().cpu())
+        finally:
+            model.train(was_training)
+        distances: Tensor = torch.cat(collected)
+        model.config.reference_distance = {
+            "mean": distances.mean().item(),
+            "std": distances.std().item(),
+            "num_images": len(distances),
+            "distance": model.config.distance if isinstance(model.config.distance, str) else None,
+        }
+        return model.config.reference_distance
+
+
+def _with_our_arguments(args: TrainingArguments | None) -> IT3TrainingArguments:
+    if args is None:
+        return IT3TrainingArguments("tmp_trainer")
+    if isinstance(args, IT3TrainingArguments):
+        return args
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(args) if field.init}
+    return IT3TrainingArguments(**values)
+
+
+def _number_of_classes(config: Any) -> int | None:
+    return config.num_labels if config.problem_type in (None, "single_label_classification") else None
+
+
+def _freeze_backbone(model: nn.Module) -> None:
+    """Leaves only the embedder and the normalisation layers trainable."""
+    norms = norm_parameter_names(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("embedder.") or name in norms)
+
+
+def _first(dataset: Any, count: int) -> Any:
+    """The first rows of a data set, streamed or not."""
+    if hasattr(dataset, "take") and not hasattr(dataset, "__len__"):
+        return dataset.take(count)
+    count = min(count, len(dataset))
+    return dataset.select(range(count)) if hasattr(dataset, "select") else Subset(dataset, range(count))

@@ -1,0 +1,54 @@
+"""Arguments of IT3Trainer."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class IT3TrainingArguments(TrainingArguments):
+    """All of `TrainingArguments`, and what idempotent models need beyond them.
+
+    Example:
+
+    ```python
+    >>> from hf_it3 import IT3TrainingArguments
+    >>> IT3TrainingArguments("runs/example", eval_adapted=True).reference_images
+    5000
+
+    ```
+    """
+
+    # Parameters that control the training of the embedder
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "Train the label embedder and the normalisation layers only."}
+    )
+    embedder_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the label embedder; by default that of the rest."}
+    )
+
+    # Parameters that control evaluation and what follows training
+    eval_adapted: bool = field(
+        default=False, metadata={"help": "Evaluate with test-time adaptation as well, as eval_adapted_*."}
+    )
+    reference_images: int = field(
+        default=5000,
+        metadata={
+            "help": "Training images whose idempotence distance is measured after training, for the gate; 0 skips it."
+        },
+    )
+
+    # Parameters that control the data
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of the images; by default 'image', 'img' or the first image column."}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of the labels; by default 'label', 'labels' or 'fine_label'."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.reference_images < 0:
+            raise ValueError(f"reference_images must be an integer >= 0, got {self.reference_images}")
+        if self.embedder_learning_rate is not None and not self.embedder_learning_rate > 0:
+            raise ValueError(f"embedder_learning_rate must be a number > 0, got {self.embedder_learning_rate}")
