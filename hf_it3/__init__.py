@@ -28,7 +28,22 @@ _PUBLIC_NAMES = {
     "TestTimeAdapter": "adaptation_it3",
 }
 
-__all__ = [*_PUBLIC_NAMES, "__version__"]
+__all__ = [
+    "AdaptationConfig",
+    "AdaptationOutput",
+    "IT3CNNConfig",
+    "IT3CNNForImageClassification",
+    "IT3Config",
+    "IT3ForImageClassification",
+    "IT3ImageClassifierOutput",
+    "IT3ImageProcessor",
+    "IT3Pipeline",
+    "IT3Trainer",
+    "IT3TrainingArguments",
+    "LabelEmbedder",
+    "TestTimeAdapter",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from .adaptation_config_it3 import AdaptationConfig

@@ -132,8 +132,8 @@ class TestTimeAdapter:
         usable = pixel_values.isfinite().flatten(1).all(1) & first.distances.isfinite()
         if not usable.all():
             logger.warning(
-                f"{(~usable).sum().item()} of {len(usable)} images have pixels or predictions that are not finite; they "
-                "were not adapted to"
+                f"{(~usable).sum().item()} of {len(usable)} images have pixels or predictions that are not finite; "
+                "they were not adapted to"
             )
         chosen = self._who_adapts(first.distances, usable, one_by_one)
         output = AdaptationOutput(
@@ -178,8 +178,8 @@ class TestTimeAdapter:
         good = logits.isfinite().all(-1)
         if not good.all():
             logger.warning(
-                f"adaptation gave values that are not finite for {(~good).sum().item()} of {len(good)} images; they got "
-                "their unadapted answer"
+                f"adaptation gave values that are not finite for {(~good).sum().item()} of {len(good)} images; they "
+                "got their unadapted answer"
             )
             if not one_by_one:
                 self.reset()

@@ -43,8 +43,9 @@ class IT3CNNConfig(PreTrainedConfig):
             raise ValueError(f"IT3CNNConfig.conv_channels must be two positive integers, got {self.conv_channels!r}")
         if self.feature_map_size < 1:
             raise ValueError(
-                f"IT3CNNConfig.image_size={self.image_size} is too small for two {self.kernel_size}x{self.kernel_size} "
-                "convolutions with 2x2 pooling; use at least 16 pixels with the default kernel"
+                f"IT3CNNConfig.image_size={self.image_size} is too small for two "
+                f"{self.kernel_size}x{self.kernel_size} convolutions with 2x2 pooling; "
+                "use at least 16 pixels with the default kernel"
             )
         if self.id2label is None:
             kwargs.setdefault("num_labels", 10)

@@ -86,8 +86,8 @@ def find_column(columns: Iterable[str], candidates: tuple[str, ...], given: str 
         if name in columns:
             return name
     raise ValueError(
-        f"the data set has no {what} column: looked for {', '.join(candidates)}; its columns are {', '.join(columns)}. "
-        f"Name it with {what}_column"
+        f"the data set has no {what} column: looked for {', '.join(candidates)}; its columns are {', '.join(columns)}"
+        f". Name it with {what}_column"
     )
 
 

@@ -33,8 +33,8 @@ class ShiftTest:
             return cls(None)
         if reference is None:
             logger.warning_once(
-                "The model has no reference_distance, so adaptation is not gated: train it with IT3Trainer or calibrate "
-                "it to measure one, or set gate=None."
+                "The model has no reference_distance, so adaptation is not gated: train it with IT3Trainer or "
+                "calibrate it to measure one, or set gate=None."
             )
             return cls(None)
         if reference.get("distance", distance) != distance:

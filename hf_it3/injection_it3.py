@@ -138,8 +138,8 @@ def find_injection_layer(backbone: nn.Module) -> str:
     first = next((name for name, module in modules.items() if isinstance(module, nn.Conv2d)), None)
     if first is None:
         raise ValueError(
-            f"{type(backbone).__name__} has no 2-d convolution to start from; name the layer whose output shall receive "
-            f"the label signal with injection_layer=..., for example {next(reversed(modules))!r}"
+            f"{type(backbone).__name__} has no 2-d convolution to start from; name the layer whose output shall "
+            f"receive the label signal with injection_layer=..., for example {next(reversed(modules))!r}"
         )
     parts = first.split(".")
     for depth in range(1, len(parts) + 1):
@@ -177,6 +177,6 @@ def count_channels(layer: nn.Module, name: str) -> int:
             if value is not None and is_leaf:
                 return value[-1] if isinstance(value, (tuple, list, torch.Size)) else int(value)
     raise ValueError(
-        f"injection_layer={name!r} ({type(layer).__name__}) holds no convolution, linear or normalisation layer to read "
-        "its channels from; set injection_channels, or choose another layer"
+        f"injection_layer={name!r} ({type(layer).__name__}) holds no convolution, linear or normalisation layer to "
+        "read its channels from; set injection_channels, or choose another layer"
     )

@@ -340,6 +340,6 @@ def check_label_range(labels: Tensor, num_labels: int) -> None:
     if len(outside):
         position = outside[0, 0].item()
         raise ValueError(
-            f"label {labels[position].item()} of image {position} in the batch is out of range: the model has {num_labels} labels, "
-            f"0 to {num_labels - 1}"
+            f"label {labels[position].item()} of image {position} in the batch is out of range: the model has "
+            f"{num_labels} labels, 0 to {num_labels - 1}"
         )

@@ -84,8 +84,8 @@ class IdempotenceDistance:
     def __init__(self, distance: str | Callable[[Tensor, Tensor], Tensor], problem_type: str | None = None):
         if problem_type == "regression" and distance not in ("mse", "neg_dot") and not callable(distance):
             raise ValueError(
-                f"distance={distance!r} compares probability distributions, which a regression model does not predict; "
-                "use 'mse' or a callable"
+                f"distance={distance!r} compares probability distributions, which a regression model does not "
+                "predict; use 'mse' or a callable"
             )
         self.function = distance if callable(distance) else _DISTANCES[distance]
         self.name = distance if isinstance(distance, str) else None
@@ -137,7 +137,7 @@ def mean_prediction_logits(predictions: Tensor, problem_type: str | None) -> Ten
 
 
 def one_hot_signal(labels: Tensor, num_labels: int, problem_type: str | None, dtype: torch.dtype) -> Tensor:
-    """The label signal `(B, num_labels)` of true labels: one-hot for class indices, the labels themselves otherwise."""
+    """The label signal `(B, num_labels)` of true labels: one-hot for class indices, else the labels themselves."""
     if problem_type == "single_label_classification":
         return F.one_hot(labels, num_labels).to(dtype)
     return labels.reshape(len(labels), num_labels).to(dtype)

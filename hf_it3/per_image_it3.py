@@ -121,8 +121,7 @@ class ImageAdaptation:
     def _forward(self, parameters: dict[str, Tensor], views: Tensor, signal: Tensor | None = None) -> Tensor:
         arguments = {"label_signal": signal, "return_dict": True}
         with test_statistics(self.config):
-            logits = functional_call(self.shell.module, parameters, (views,), arguments).logits
-        return logits
+            return functional_call(self.shell.module, parameters, (views,), arguments).logits
 
     def _loss(
         self, parameters: dict[str, Tensor], views: Tensor, y1: Tensor | None, anchor: dict[str, Tensor]

@@ -92,8 +92,9 @@ class ModelShell:
             for name, tensor in model.named_parameters():
                 if tensor.device.type == "meta":
                     raise ValueError(
-                        f"{name} is on the meta device: the weights are offloaded or not loaded, and cannot be adapted; "
-                        "load the model without offloading (device_map=None or a map that keeps all of it in memory)"
+                        f"{name} is on the meta device: the weights are offloaded or not loaded, and cannot be "
+                        "adapted; load the model without offloading (device_map=None or a map that keeps all of it in "
+                        "memory)"
                     )
             selected = {} if choice is None else select_parameters(model, choice)
             self.names = list(selected)
@@ -123,7 +124,7 @@ class ModelShell:
         return copy.deepcopy(model, memo).eval()
 
     def is_stale(self) -> bool:
-        """Whether the model has got other tensors since, through `to()`, `half()` or `load_state_dict(assign=True)`."""
+        """Whether the model has other tensors since, through `to()`, `half()` or `load_state_dict(assign=True)`."""
         return self.fingerprint != _fingerprint(self.model)
 
     @property

@@ -14,7 +14,7 @@ from .shell_it3 import ModelShell
 
 @dataclass
 class Passes:
-    """Both predictions for a batch, `(B, num_labels)` each, with the logits of the first and their distances `(B,)`."""
+    """Both predictions for a batch, `(B, num_labels)` each, the logits of the first and their distances `(B,)`."""
 
     logits: Tensor
     y0: Tensor
