@@ -4,7 +4,20 @@
 >>> noisy = corrupt(images, "mnist-c/shot_noise", severity=3, seed=0, indices=range(len(images)))
 """
 
-from . import noise, shifts
-from .registry import SEVERITIES, Corruption, corrupt, get_corruption, list_corruptions, list_suites
+from .corruption import SEVERITIES, Corruption
+from .gallery import corruption_gallery
+from .registry import corrupt, get_corruption, list_corruptions, list_suites, register
+from .transform import CorruptionTransform
 
-__all__ = ["SEVERITIES", "Corruption", "corrupt", "get_corruption", "list_corruptions", "list_suites"]
+
+__all__ = [
+    "SEVERITIES",
+    "Corruption",
+    "CorruptionTransform",
+    "corrupt",
+    "corruption_gallery",
+    "get_corruption",
+    "list_corruptions",
+    "list_suites",
+    "register",
+]

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
+from .randomness import ImageRandom
+
 
 def per_image(function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
     """Applies `function` to each image (C, H, W) of a batch on its own and stacks the results."""
@@ -69,6 +71,13 @@ def sample(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, padd
     return functional.grid_sample(images, grid, padding_mode=padding, align_corners=True)
 
 
+def grainy_noise(random: ImageRandom, height: int, width: int, grain: float) -> torch.Tensor:
+    """Normal noise (B, 1, height, width) with grains of `grain` pixels (at least 1), bilinear between them."""
+    grain = max(1.0, grain)
+    noise = random.normal((1, math.ceil(height / grain), math.ceil(width / grain)))
+    return functional.interpolate(noise, size=(height, width), mode="bilinear", align_corners=True)
+
+
 def warp(images: torch.Tensor, matrix: torch.Tensor, padding: str = "zeros") -> torch.Tensor:
     """Linear map about the centre of the image.
 
@@ -97,7 +106,9 @@ def rotation_matrix(angles: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.stack([cosine, sine], -1), torch.stack([-sine, cosine], -1)], -2)
 
 
-def smear(images: torch.Tensor, angles: torch.Tensor, radius: float, sigma: float) -> torch.Tensor:
+def smear(
+    images: torch.Tensor, angles: torch.Tensor, radius: float, sigma: float, padding: str = "border"
+) -> torch.Tensor:
     """Motion blur: a mean of copies along a ray, weighted with one half of a Gaussian (as ImageMagick's motion blur).
 
     Args:
@@ -105,6 +116,7 @@ def smear(images: torch.Tensor, angles: torch.Tensor, radius: float, sigma: floa
         angles: direction per image (B,), in radians.
         radius: half the number of copies, in pixels.
         sigma: standard deviation of the weights, in pixels.
+        padding: as in `sample`.
     """
     steps = range(2 * math.ceil(radius) + 1)
     weights = [math.exp(-0.5 * (step / max(sigma, 1e-6)) ** 2) for step in steps]
@@ -113,5 +125,5 @@ def smear(images: torch.Tensor, angles: torch.Tensor, radius: float, sigma: floa
     total = torch.zeros_like(images)
     for step, weight in zip(steps, weights, strict=True):
         if weight > 1e-4:
-            total += weight * sample(images, rows + step * down, columns + step * right, "border")
+            total += weight * sample(images, rows + step * down, columns + step * right, padding)
     return total / sum(weight for weight in weights if weight > 1e-4)

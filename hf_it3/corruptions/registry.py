@@ -2,90 +2,40 @@
 
 import difflib
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
+from . import blur, digital, mnist_c, noise, shifts, weather
+from .corruption import SEVERITIES, Corruption
 from .randomness import ImageRandom
 
-SEVERITIES = (1, 2, 3, 4, 5)
 
 # Images are corrupted in chunks of about this many values, so that memory stays flat.
 _CHUNK_VALUES = 2**18
 
-_REGISTRY: dict[tuple[str, str], "Corruption"] = {}
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """A corruption of a suite, with its severity parameters.
-
-    Attributes:
-        name: name within the suite, for example `"shot_noise"`.
-        suite: `"imagenet-c"`, `"mnist-c"` or `"digits-shift"`.
-        function: `function(images, random, **parameters)` with images (B, C, H, W) in [0, 1] and an `ImageRandom`;
-            returns a tensor of the same shape, clipped to [0, 1] afterwards where `clipped`.
-        tables: severity parameters by the image side in pixels that they were published for. Each parameter has
-            five values, one per severity, or one value for a condition without severities.
-        lengths: names of those parameters that are lengths in pixels. They scale with the image side.
-        source: where the parameters come from.
-        published_severity: the severity at which the suite was published, where it was published at one only.
-        clipped: False for the conditions that leave [0, 1].
-    """
-
-    name: str
-    suite: str
-    function: Callable[..., torch.Tensor]
-    tables: Mapping[int, Mapping[str, tuple[float, ...]]]
-    source: str
-    lengths: tuple[str, ...] = ()
-    published_severity: int | None = None
-    clipped: bool = True
-
-    @property
-    def qualified_name(self) -> str:
-        """`"suite/name"`."""
-        return f"{self.suite}/{self.name}"
-
-    @property
-    def severities(self) -> tuple[int, ...]:
-        """(1, 2, 3, 4, 5), or () for a condition without severities."""
-        graded = any(len(values) > 1 for table in self.tables.values() for values in table.values())
-        return SEVERITIES if graded else ()
-
-    def parameters(self, severity: int, height: int, width: int) -> dict[str, float]:
-        """Parameters of `function` at a severity, for images of `height` x `width` pixels.
-
-        The shorter side decides. Suites published for several image sides use the table of 32 px (CIFAR-10-C) below
-        48 px, of 64 px (Tiny ImageNet-C) below 100 px and of 224 px (ImageNet-C) from there on. Lengths in pixels
-        are multiplied by the shorter side over the side of the table.
-        """
-        side = min(height, width)
-        preferred = 32 if side < 48 else 64 if side < 100 else 224
-        published_side = preferred if preferred in self.tables else next(iter(self.tables))
-        table = self.tables[published_side]
-        values = {name: row[severity - 1] if len(row) > 1 else row[0] for name, row in table.items()}
-        return {
-            name: value * side / published_side if name in self.lengths else value for name, value in values.items()
-        }
+_REGISTRY = {
+    corruption.qualified_name: corruption
+    for module in (noise, blur, weather, digital, mnist_c, shifts)
+    for corruption in module.CORRUPTIONS
+}
 
 
 def register(corruption: Corruption) -> None:
-    """Adds a corruption to the registry.
+    """Adds a corruption of your own to the registry.
 
     Raises:
         ValueError: if its suite already has one of that name.
     """
-    key = (corruption.suite, corruption.name)
-    if key in _REGISTRY:
-        raise ValueError(f"corruption {corruption.qualified_name!r} is already registered; choose another name")
-    _REGISTRY[key] = corruption
+    name = corruption.qualified_name
+    if name in _REGISTRY:
+        raise ValueError(f"corruption {name!r} is already registered; choose another name")
+    _REGISTRY[name] = corruption
 
 
 def list_suites() -> list[str]:
     """Names of the suites."""
-    return list(dict.fromkeys(suite for suite, _ in _REGISTRY))
+    return list(dict.fromkeys(c.suite for c in _REGISTRY.values()))
 
 
 def list_corruptions(suite: str | None = None) -> list[str]:
@@ -99,7 +49,7 @@ def list_corruptions(suite: str | None = None) -> list[str]:
     return [c.qualified_name for c in _REGISTRY.values() if suite in (None, c.suite)]
 
 
-def get_corruption(name: "str | tuple[str, str] | Corruption") -> Corruption:
+def get_corruption(name: str | tuple[str, str] | Corruption) -> Corruption:
     """Finds a corruption.
 
     Args:
@@ -127,15 +77,16 @@ def get_corruption(name: "str | tuple[str, str] | Corruption") -> Corruption:
 
 def corrupt(
     images: torch.Tensor,
-    name: "str | tuple[str, str] | Corruption",
+    name: str | tuple[str, str] | Corruption,
     severity: int = 3,
     seed: int = 0,
     indices: Sequence[int] | torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Corrupts a batch of images.
 
-    The randomness of an image is seeded from `(seed, corruption, severity, index)`, so the result for an image does
-    not depend on the other images of the batch, on their order or on the number of processes.
+    The randomness of an image is seeded from `(seed, corruption, index)`, so the result for an image does not depend
+    on the other images of the batch, on their order or on the number of processes. It is the same at every severity:
+    the same lines, flakes or direction, only stronger, so that severities are compared on equal terms.
 
     Args:
         images: float tensor (B, C, H, W) in [0, 1], C = 1 (grey) or 3 (RGB), any H and W, any device.
@@ -161,13 +112,12 @@ def corrupt(
     # Half precision is too coarse for filters and geometry: compute in float32, round once at the end.
     dtype = images.dtype if images.dtype == torch.float64 else torch.float32
     parameters = corruption.parameters(severity, *images.shape[-2:])
-    stream = f"{corruption.qualified_name}/{severity if corruption.severities else 0}"
     step = max(1, _CHUNK_VALUES // images[:1].numel()) if len(images) else 1
     chunks = []
     with torch.no_grad():
         for start in range(0, len(images), step):
             chunk = images[start : start + step].to(dtype).contiguous()
-            random = ImageRandom(seed, stream, indices[start : start + step], dtype, images.device)
+            random = ImageRandom(seed, corruption.qualified_name, indices[start : start + step], dtype, images.device)
             chunk = corruption.function(chunk, random, **parameters)
             chunks.append((chunk.clamp(0, 1) if corruption.clipped else chunk).to(images.dtype))
     return torch.cat(chunks) if chunks else images.clone()

@@ -4,14 +4,15 @@ They have no severities. Lengths are for 28 px and scale with the image side.
 """
 
 import math
+from functools import partial
 
 import torch
 
+from .corruption import Corruption
 from .noise import gaussian_noise, impulse_noise
 from .operations import gaussian_blur, per_image, rotation_matrix, warp
 from .randomness import ImageRandom
-from .registry import Corruption, register
-from .sources import DIGITS_SHIFT
+
 
 MNIST_STD = 0.3081
 """Standard deviation of the pixels of MNIST, by which its images are normalised."""
@@ -52,24 +53,17 @@ def rotation(images: torch.Tensor, random: ImageRandom, degrees: float) -> torch
     return warp(images, rotation_matrix(images.new_tensor([math.radians(degrees)])))
 
 
-_CONDITIONS = (
-    ("clean", clean, {}, {}),
-    ("noise_1", normalised_noise, {"sigma": (1.0,)}, {"clipped": False}),
-    ("noise_2", normalised_noise, {"sigma": (2.0,)}, {"clipped": False}),
-    ("contrast", lower_contrast, {"factor": (0.4,)}, {}),
-    ("brightness", add_constant, {"amount": (0.5,)}, {}),
-    ("blur", blur, {"sigma": (2.5,)}, {"lengths": ("sigma",)}),
-    ("salt_and_pepper", impulse_noise, {"amount": (0.3,)}, {}),
-    ("rotation", rotation, {"degrees": (35.0,)}, {}),
+_condition = partial(
+    Corruption, suite="digits-shift", source="the conditions under which this project measures adaptation on MNIST"
 )
-for _name, _function, _table, _options in _CONDITIONS:
-    register(
-        Corruption(
-            name=_name,
-            suite="digits-shift",
-            function=_function,
-            tables={28: _table},
-            source=DIGITS_SHIFT,
-            **_options,
-        )
-    )
+
+CORRUPTIONS = (
+    _condition(name="clean", function=clean, tables={28: {}}),
+    _condition(name="noise_1", function=normalised_noise, tables={28: {"sigma": (1.0,)}}, clipped=False),
+    _condition(name="noise_2", function=normalised_noise, tables={28: {"sigma": (2.0,)}}, clipped=False),
+    _condition(name="contrast", function=lower_contrast, tables={28: {"factor": (0.4,)}}),
+    _condition(name="brightness", function=add_constant, tables={28: {"amount": (0.5,)}}),
+    _condition(name="blur", function=blur, tables={28: {"sigma": (2.5,)}}, lengths=("sigma",)),
+    _condition(name="salt_and_pepper", function=impulse_noise, tables={28: {"amount": (0.3,)}}),
+    _condition(name="rotation", function=rotation, tables={28: {"degrees": (35.0,)}}),
+)
