@@ -13,6 +13,7 @@ from .version import __version__
 # Name of the subcommand (its module is imported only when it is called) and what it does.
 COMMANDS = {
     "demo": "train, save, load and adapt the tutorial's network, on digits or MNIST",
+    "evaluate": "evaluate models under corruptions, without and with adaptation",
     "env": "print versions, for bug reports",
 }
 

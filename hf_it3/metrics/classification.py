@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ._checks import as_labels, as_logits, as_probabilities, check_same_length
+from ._checks import as_flags, as_labels, as_logits, as_probabilities, as_scores, check_same_length, reject
 
 
 def accuracy(logits_or_predictions: Any, labels: Any) -> float:
@@ -86,16 +86,40 @@ def expected_calibration_error(probabilities: Any, labels: Any, num_bins: int = 
         >>> round(expected_calibration_error([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]], [0, 1, 1]), 6)
         0.4
     """
+    probabilities, labels = _checked(probabilities, labels)
+    return confidence_calibration_error(
+        probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, num_bins=num_bins
+    )
+
+
+def confidence_calibration_error(confidence: Any, correct: Any, num_bins: int = 15) -> float:
+    """[`expected_calibration_error`] where only the confidences are at hand, as for very many classes.
+
+    Args:
+        confidence (array-like, shape (N,)): Largest probability of each image, in [0, 1].
+        correct (array-like of bool, shape (N,)): Whether each image is classified correctly.
+        num_bins (`int`, defaults to 15): Number of bins M, at least 1.
+
+    Returns:
+        `float`: a fraction in [0, 1].
+
+    Raises:
+        ValueError: if an input is empty, lengths differ, or a value or `num_bins` is out of range.
+
+    Example:
+        >>> round(confidence_calibration_error([0.9, 0.9, 0.6], [True, False, True]), 6)
+        0.4
+    """
     if num_bins < 1:
         raise ValueError(f"num_bins={num_bins} must be at least 1.")
-    probabilities, labels = _checked(probabilities, labels)
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
+    confidence, correct = as_scores(confidence, "confidence"), as_flags(correct, "correct")
+    reject(~((confidence >= 0) & (confidence <= 1 + 1e-6)), confidence, "confidence", "a probability from 0 to 1")
+    check_same_length(confidence, "confidence", correct, "correct")
     edges = np.linspace(0.0, 1.0, num_bins + 1)
     bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)
     # |sum of (correct - confidence)| / N is the bin's weight times its gap, so empty bins need no special case.
     gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    return float(np.abs(gaps).sum() / len(correct))
 
 
 def negative_log_likelihood(probabilities: Any, labels: Any) -> float:

@@ -1,0 +1,256 @@
+"""Where the images come from: data sets, as batches of pixels in [0, 1] of the model's input size."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, ImageCollator, find_column
+
+
+ORDERS = ("iid", "class-sorted", "mixed", "continual")
+# Which images are taken when not all are, whatever the seed of the evaluation.
+_SAMPLE_SEED = 0
+# Images of a stream that are shuffled together: all that is ever held of it.
+_SHUFFLE_BUFFER = 1024
+# Pixels of data sets in memory or on disk are kept up to this size, since every condition needs them again.
+_CACHE_BYTES = 256 * 2**20
+
+
+@dataclass
+class ImageBatch:
+    """A batch of B images: its number in the pass, data-set positions `(B,)`, pixels `(B, C, H, W)`, labels `(B,)`."""
+
+    number: int
+    index: np.ndarray
+    pixels: Tensor
+    labels: Tensor
+
+
+class Normalization:
+    """The normalisation of an image processor, `(pixels - mean) / std`, as a step of its own.
+
+    Args:
+        image_processor: any image processor of transformers; one with `do_normalize=False` gives the identity.
+    """
+
+    def __init__(self, image_processor: Any):
+        data_config = getattr(image_processor, "data_config", None) or {}  # of timm's processors
+        mean = getattr(image_processor, "image_mean", None) or data_config.get("mean")
+        std = getattr(image_processor, "image_std", None) or data_config.get("std")
+        self.is_identity = not getattr(image_processor, "do_normalize", True) or mean is None or std is None
+        if not self.is_identity:
+            self.mean = torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1)
+            self.std = torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """From pixels in [0, 1] to the model's input, both `(B, C, H, W)`."""
+        return pixels if self.is_identity else (pixels - self.mean) / self.std
+
+    def undo(self, pixel_values: Tensor) -> Tensor:
+        """From the model's input to pixels in [0, 1]; rounding errors beyond are cut off."""
+        pixels = pixel_values if self.is_identity else pixel_values * self.std + self.mean
+        return pixels.clamp(0, 1)
+
+
+class PixelCollator(ImageCollator):
+    """As [`~hf_it3.data.ImageCollator`], but with pixels in [0, 1] before normalisation, float32.
+
+    Rows that carry tensors already are taken for the model's input, and their normalisation is undone.
+    """
+
+    def __init__(self, image_processor: Any, **kwargs: Any):
+        self.normalization = Normalization(image_processor)
+        self.can_skip = hasattr(image_processor, "do_normalize")
+        if self.can_skip:
+            image_processor = copy.deepcopy(image_processor)
+            image_processor.do_normalize = False
+            image_processor.do_rescale = True
+        super().__init__(image_processor, **kwargs)
+
+    def _pixel_values(self, images: list[Any]) -> Tensor:
+        is_input = all(isinstance(image, Tensor) and image.is_floating_point() for image in images)
+        pixels = super()._pixel_values(images).float()
+        return self.normalization.undo(pixels) if is_input or not self.can_skip else pixels.clamp(0, 1)
+
+
+class ImageSource:
+    """A labelled data set, read batch by batch.
+
+    Args:
+        dataset: rows with an image and a label: a `datasets.Dataset`, a streamed `IterableDataset`, or any sequence
+            of dictionaries.
+        image_processor: the model's.
+        config: the model's configuration. Where the data set names the same classes in another order, its labels
+            are translated.
+        image_column, label_column (`str`, *optional*): by default the usual names.
+        num_samples (`int`, *optional*): so many images, drawn with a fixed seed (the first ones of a stream).
+
+    Raises:
+        ValueError: for a missing column, and for an empty data set.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        image_processor: Any,
+        config: PreTrainedConfig,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        num_samples: int | None = None,
+    ):
+        self.dataset = dataset
+        self.num_samples = num_samples
+        self.is_streaming = not hasattr(dataset, "__len__")
+        if not self.is_streaming and len(dataset) == 0:
+            raise ValueError("the data set is empty: there is nothing to evaluate on")
+        self.columns = list(getattr(dataset, "column_names", None) or next(iter(dataset)))
+        find_column(self.columns, IMAGE_COLUMNS, image_column, "image")
+        self.label_column = find_column(self.columns, LABEL_COLUMNS, label_column, "label")
+        self.label_map = _label_map(dataset, self.label_column, config)
+        self.collator = PixelCollator(
+            image_processor, image_column=image_column, label_column=self.label_column, num_labels=config.num_labels
+        )
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+        self._cached_bytes = 0
+
+    @property
+    def num_images(self) -> int | None:
+        """How many images a pass has, `None` for streams of unknown length."""
+        if self.is_streaming:
+            return self.num_samples
+        return len(self.dataset) if self.num_samples is None else min(self.num_samples, len(self.dataset))
+
+    def sample(self) -> np.ndarray:
+        """Positions in the data set of the images that are used, rising."""
+        positions = np.arange(len(self.dataset))
+        if self.num_images < len(positions):
+            positions = np.sort(np.random.default_rng(_SAMPLE_SEED).permutation(positions)[: self.num_images])
+        return positions
+
+    def order(self, order: str, seed: int) -> np.ndarray:
+        """Positions in the data set of the images that are used, in their order."""
+        positions = np.random.default_rng([seed, 1]).permutation(self.sample())
+        if order == "class-sorted":
+            labels = np.asarray([self._label(int(position)) for position in positions])
+            positions = positions[np.argsort(labels, kind="stable")]
+        return positions
+
+    def _label(self, position: int) -> int:
+        if hasattr(self.dataset, "select_columns"):
+            if not hasattr(self, "_labels"):
+                self._labels = list(self.dataset.select_columns(self.label_column)[self.label_column])
+            return self._labels[position]
+        return int(self.dataset[position][self.label_column])
+
+    def batches(
+        self, order: str, seed: int, batch_size: int, wanted: Callable[[int], bool] = lambda number: True
+    ) -> Iterator[ImageBatch]:
+        """Batches of `batch_size` images each (the last may be smaller), in the chosen order.
+
+        Args:
+            order: one of `ORDERS`; `"mixed"` and `"continual"` are i.i.d. as far as images go.
+            seed: of the order.
+            batch_size: images in a batch.
+            wanted: takes the number of a batch; batches that are not wanted are not read where that can be avoided.
+
+        Raises:
+            ValueError: for a streamed data set that is to be sorted, or that is empty.
+        """
+        if self.is_streaming:
+            yield from self._streamed_batches(order, seed, batch_size, wanted)
+            return
+        positions = self.order(order, seed)
+        for number, start in enumerate(range(0, len(positions), batch_size)):
+            if wanted(number):
+                index = positions[start : start + batch_size]
+                yield ImageBatch(number, index, *self._read(index))
+
+    def _streamed_batches(self, order, seed, batch_size, wanted) -> Iterator[ImageBatch]:
+        if order == "class-sorted":
+            raise ValueError("order='class-sorted' needs a data set of known length; this one is streamed")
+        rows = enumerate(self.dataset if self.num_samples is None else _take(self.dataset, self.num_samples))
+        chunk: list[tuple[int, Any]] = []
+        number = -1
+        for number, chunk in enumerate(_chunks(_shuffled(rows, seed), batch_size)):
+            if wanted(number):
+                index = np.asarray([position for position, _ in chunk])
+                yield ImageBatch(number, index, *self._collate([row for _, row in chunk], index))
+        if number < 0:
+            raise ValueError("the streamed data set is empty: there is nothing to evaluate on")
+
+    def _read(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        missing = [int(position) for position in index if int(position) not in self._cache]
+        fresh: dict[int, tuple[Tensor, Tensor]] = {}
+        if missing:
+            pixels, labels = self._collate([self.dataset[position] for position in missing], missing)
+            fresh = {position: (pixels[i], labels[i]) for i, position in enumerate(missing)}
+            if self._cached_bytes + pixels.nbytes <= _CACHE_BYTES:
+                self._cache.update({position: (p.clone(), label) for position, (p, label) in fresh.items()})
+                self._cached_bytes += pixels.nbytes
+        read = [fresh.get(int(position)) or self._cache[int(position)] for position in index]
+        return torch.stack([pixels for pixels, _ in read]), torch.stack([label for _, label in read])
+
+    def _collate(self, rows: list[Any], index: Iterable[int]) -> tuple[Tensor, Tensor]:
+        if self.label_map is not None:
+            rows = [{**row, self.label_column: self.label_map[row[self.label_column]]} for row in rows]
+        try:
+            batch = self.collator(rows)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (images {', '.join(map(str, list(index)[:3]))}, ... of the data set)"
+            ) from error
+        labels = batch["labels"]
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise ValueError(f"labels must be one class index per image, got {labels.dtype} {tuple(labels.shape)}")
+        return batch["pixel_values"], labels
+
+
+def _label_map(dataset: Any, label_column: str, config: PreTrainedConfig) -> list[int] | None:
+    """For each class of the data set its index in the model, or `None` where they agree or have other names."""
+    features = getattr(dataset, "features", None) or {}
+    names = getattr(features.get(label_column), "names", None)
+    ours = [config.id2label[number] for number in range(config.num_labels)]
+    if not names or list(names) == ours or not set(names) <= set(ours):
+        return None
+    return [ours.index(name) for name in names]
+
+
+def _take(rows: Iterable[Any], count: int) -> Iterator[Any]:
+    for number, row in enumerate(rows):
+        if number == count:
+            return
+        yield row
+        if number + 1 == count:
+            return
+
+
+def _shuffled(rows: Iterable[Any], seed: int) -> Iterator[Any]:
+    """Rows shuffled through a buffer: each goes out when a random newer one takes its place."""
+    random = np.random.default_rng([seed, 1])
+    buffer: list[Any] = []
+    for row in rows:
+        if len(buffer) < _SHUFFLE_BUFFER:
+            buffer.append(row)
+            continue
+        place = int(random.integers(len(buffer)))
+        yield buffer[place]
+        buffer[place] = row
+    for place in random.permutation(len(buffer)):
+        yield buffer[place]
+
+
+def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    chunk = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

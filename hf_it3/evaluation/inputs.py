@@ -1,0 +1,116 @@
+"""Models and data sets of an evaluation, from names or objects."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import PartialState
+from torch import nn
+from transformers import AutoImageProcessor
+
+from ..data import image_processor_for, load_images
+from ..modeling_it3 import IT3ForImageClassification
+from ..shell_it3 import unwrap
+from .conditions import split_names
+
+
+@dataclass
+class LoadedModel:
+    """A model in eval mode on its device, its image processor and the name it was given by."""
+
+    name: str
+    model: nn.Module
+    image_processor: Any
+
+
+def load_model(
+    model: Any,
+    image_processor: Any = None,
+    revision: str | None = None,
+    dtype: Any = None,
+    device_map: Any = None,
+) -> LoadedModel:
+    """Loads a model by name, or takes one as it is; it is moved to the device of this process.
+
+    Args:
+        model: Hub name, path, or [`IT3ForImageClassification`].
+        image_processor (*optional*): by default that of the checkpoint.
+        revision, dtype, device_map (*optional*): as in `from_pretrained`.
+
+    Raises:
+        TypeError: for a model that takes no label signal.
+        ValueError: for a model that does not predict one class per image.
+    """
+    if isinstance(model, str):
+        name = model
+        loading = {"revision": revision, "dtype": dtype, "device_map": device_map}
+        loading = {key: value for key, value in loading.items() if value is not None}
+        model = IT3ForImageClassification.from_pretrained(name, **loading)
+        if image_processor is None:
+            revision_argument = {} if revision is None else {"revision": revision}
+            image_processor = AutoImageProcessor.from_pretrained(name, **revision_argument)
+    else:
+        model = unwrap(model)
+        if not hasattr(model, "embedder"):
+            raise TypeError(
+                f"{type(model).__name__} takes no label signal; wrap it with IT3ForImageClassification.from_backbone "
+                "and train it with IT3Trainer"
+            )
+        name = model.config.name_or_path or type(model).__name__
+        if image_processor is None:
+            image_processor = image_processor_for(model.config)
+    if model.config.problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"{name} has problem_type={model.config.problem_type!r}; robustness is measured by accuracy, for models of "
+            "one class per image"
+        )
+    if getattr(model, "hf_device_map", None) is None:
+        model.to(PartialState().device)
+    return LoadedModel(name, model, image_processor)
+
+
+def load_subsets(
+    dataset: Any, split: str, config_name: str | Sequence[str] | None = None, streaming: bool = False
+) -> dict[str | None, Any]:
+    """The data sets to evaluate on by name, `None` for the only one.
+
+    Args:
+        dataset: a name as [`~hf_it3.data.load_images`] takes it, a data set, a `DatasetDict`, or a mapping from names
+            of your own to data sets (published corrupted sets, for instance).
+        split: the split of names and `DatasetDict`s; several, with commas, are evaluated one by one.
+        config_name (*optional*): the configuration; several, with commas or in a list, are evaluated one by one.
+        streaming: whether named data sets are streamed.
+
+    Raises:
+        ValueError: for a split that does not exist.
+    """
+    if not isinstance(dataset, (str, Mapping)):
+        return {None: dataset}
+    splits, configs = split_names(split), split_names(config_name) or [None]
+    if isinstance(dataset, Mapping) and not _is_dataset_dict(dataset):
+        return dict(dataset)
+    subsets: dict[str | None, Any] = {}
+    for config in configs:
+        loaded = load_images(dataset, config, streaming) if isinstance(dataset, str) else dataset
+        for one in splits:
+            if one not in loaded:
+                raise ValueError(f"the data set has no split {one!r}; its splits are {', '.join(map(str, loaded))}")
+            names = [*([config] if len(configs) > 1 else []), *([one] if len(splits) > 1 else [])]
+            subsets["/".join(names) or None] = loaded[one]
+    return subsets
+
+
+def _is_dataset_dict(dataset: Any) -> bool:
+    import datasets
+
+    return isinstance(dataset, (datasets.DatasetDict, datasets.IterableDatasetDict))
+
+
+def describe_dataset(dataset: Any) -> str | None:
+    """The name of a data set: as given, or as the data set knows it, or `None`."""
+    if isinstance(dataset, str):
+        return dataset
+    if isinstance(dataset, Mapping) and not _is_dataset_dict(dataset):
+        return ", ".join(map(str, dataset))
+    one = next(iter(dataset.values())) if isinstance(dataset, Mapping) else dataset
+    return getattr(getattr(one, "info", None), "dataset_name", None)

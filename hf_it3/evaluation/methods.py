@@ -1,0 +1,78 @@
+"""Methods: the ways of adapting that are compared."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..adaptation_config_it3 import PRESETS, SCOPES, AdaptationConfig
+from ..shell_it3 import select_parameters
+from .conditions import split_names
+
+
+UNADAPTED = "none"
+DEFAULT_METHODS = (UNADAPTED, "statistics", "tent", "torch-ttt", "batch", "stream", "image")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A name for a column of the table, and the settings behind it (`None` for the plain model)."""
+
+    name: str
+    config: AdaptationConfig | None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether weights live on from batch to batch."""
+        return self.config is not None and self.config.scope == "stream"
+
+
+def make_methods(
+    methods: str | Iterable[str] | Mapping[str, AdaptationConfig | None] | None, own: AdaptationConfig
+) -> list[Method]:
+    """The methods to compare, the plain model always among them and first.
+
+    Args:
+        methods: names, in a list or with commas: `"none"`; a preset of [`AdaptationConfig`] (`"statistics"`, `"tent"`,
+            `"torch-ttt"`, `"it3"`); or a scope (`"batch"`, `"stream"`, `"image"`), which is the model's own settings
+            in that scope. Or a mapping from names of your own to settings.
+        own: the model's own settings.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(methods, Mapping):
+        made = {name: Method(name, config) for name, config in methods.items()}
+    else:
+        names = split_names(DEFAULT_METHODS if methods is None else methods)
+        made = {name: Method(name, _settings(name, own)) for name in names}
+    plain = made.pop(UNADAPTED, Method(UNADAPTED, None))
+    if plain.config is not None and plain.config != AdaptationConfig.preset(UNADAPTED):
+        raise ValueError(f"methods has settings for {UNADAPTED!r}, which is the plain model; choose another name")
+    return [Method(UNADAPTED, None), *made.values()]
+
+
+def _settings(name: str, own: AdaptationConfig) -> AdaptationConfig | None:
+    if name == UNADAPTED:
+        return None
+    if name in SCOPES:
+        return own.replace(scope=name)
+    if name in PRESETS:
+        return AdaptationConfig.preset(name)
+    raise ValueError(f"methods has {name!r}; choose from {', '.join([*PRESETS, *SCOPES])}")
+
+
+def why_not_applicable(method: Method, model: nn.Module) -> str | None:
+    """Why a method cannot be used with a model, or `None` if it can."""
+    config = method.config
+    if config is None:
+        return None
+    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if config.num_steps == 0 and config.norm_statistics != "source" and not has_batch_norm:
+        return "no batch normalisation layers"
+    if config.parameters == "norm":
+        try:
+            select_parameters(model, "norm")
+        except ValueError:
+            return "no normalisation layers"
+    return None

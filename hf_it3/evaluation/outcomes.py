@@ -1,0 +1,150 @@
+"""What is kept of each image: never the image, only a few numbers."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class MethodOutcomes:
+    """Answers of one method to N images, each field an array of shape (N,).
+
+    Attributes:
+        prediction: class index.
+        confidence: largest probability.
+        loss: negative log-likelihood of the label, in nats.
+        brier: squared distance between probabilities and one-hot label, summed over classes.
+        adapted: whether the answer comes from adapted weights or averaged augmentations.
+    """
+
+    prediction: np.ndarray
+    confidence: np.ndarray
+    loss: np.ndarray
+    brier: np.ndarray
+    adapted: np.ndarray
+
+
+@dataclass
+class Outcomes:
+    """Answers of all methods to the images of one pass or condition, in the order of the data set.
+
+    Attributes:
+        index: position of each image in its data set, shape (N,).
+        condition: number of the condition each image was under, shape (N,).
+        label: true class, shape (N,).
+        distance: idempotence distance of the unadapted model, shape (N,).
+        methods: [`MethodOutcomes`] by method.
+    """
+
+    index: np.ndarray
+    condition: np.ndarray
+    label: np.ndarray
+    distance: np.ndarray
+    methods: dict[str, MethodOutcomes] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def correct(self, method: str) -> np.ndarray:
+        """Whether each image is classified correctly, shape (N,) of bool."""
+        return self.methods[method].prediction == self.label
+
+    def where(self, chosen: np.ndarray) -> "Outcomes":
+        """The outcomes of some images, given as bools of shape (N,) or positions."""
+        return self.from_arrays({name: values[chosen] for name, values in self.to_arrays().items()})
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Plain arrays by name; those of a method are named `"method/field"`."""
+        arrays = {name: getattr(self, name) for name in ("index", "condition", "label", "distance")}
+        for method, outcomes in self.methods.items():
+            arrays.update({f"{method}/{name}": values for name, values in vars(outcomes).items()})
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "Outcomes":
+        """The inverse of `to_arrays`."""
+        methods: dict[str, dict[str, np.ndarray]] = {}
+        for name, values in arrays.items():
+            method, separator, field_name = name.rpartition("/")
+            if separator:
+                methods.setdefault(method, {})[field_name] = values
+        return cls(
+            **{name: values for name, values in arrays.items() if "/" not in name},
+            methods={method: MethodOutcomes(**fields) for method, fields in methods.items()},
+        )
+
+    @classmethod
+    def concatenate(cls, parts: "list[Outcomes]") -> "Outcomes":
+        """One after the other."""
+        arrays = [part.to_arrays() for part in parts]
+        return cls.from_arrays({name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]})
+
+
+class Collector:
+    """Collects the answers of one process batch by batch, and joins those of all processes."""
+
+    def __init__(self):
+        self.images: list[dict[str, np.ndarray]] = []
+        self.answers: dict[str, list[dict[str, np.ndarray]]] = {}
+        self._running: dict[str, list[int]] = {}
+
+    def add_images(self, index: np.ndarray, condition: np.ndarray, label: Tensor, distance: Tensor) -> None:
+        """Notes a batch of B images: arrays of shape (B,)."""
+        # A distance that is not a number says that the model is as unsure as can be.
+        distance = distance.float().nan_to_num(nan=float("inf")).cpu().numpy()
+        self.images.append(
+            {"index": index, "condition": condition, "label": label.cpu().numpy(), "distance": distance}
+        )
+
+    def add_answers(self, method: str, index: np.ndarray, logits: Tensor, label: Tensor, adapted: Tensor) -> None:
+        """Notes a method's answers to B images: logits of shape (B, num_labels), the rest of shape (B,)."""
+        # In double precision, so that sums do not depend on how they are formed.
+        logits = logits.detach().double().cpu()
+        label = label.cpu()
+        log_probabilities = torch.log_softmax(logits, -1)
+        probabilities = log_probabilities.exp()
+        of_label = probabilities.gather(1, label[:, None]).squeeze(1)
+        prediction = logits.argmax(-1)
+        self.answers.setdefault(method, []).append(
+            {
+                "index": index,
+                "prediction": prediction.numpy(),
+                "confidence": probabilities.amax(-1).float().numpy(),
+                "loss": -log_probabilities.gather(1, label[:, None]).squeeze(1).float().numpy(),
+                "brier": (probabilities.square().sum(-1) - 2 * of_label + 1).float().numpy(),
+                "adapted": adapted.cpu().numpy(),
+            }
+        )
+        right, seen = self._running.get(method, (0, 0))
+        self._running[method] = [right + int((prediction == label).sum()), seen + len(label)]
+
+    def running_accuracy(self) -> dict[str, float]:
+        """Accuracy so far of each method, in this process."""
+        return {method: right / seen for method, (right, seen) in self._running.items() if seen}
+
+    def to_parts(self) -> dict[str, Any]:
+        """Everything collected, to send to the other processes."""
+        return {"images": self.images, "answers": self.answers}
+
+    @staticmethod
+    def join(parts: list[dict[str, Any]]) -> Outcomes:
+        """The outcomes of all processes, sorted by position in the data set."""
+        images = _sorted([batch for part in parts for batch in part["images"]])
+        # The name of each method is in the part of every process that ran it.
+        names = dict.fromkeys(name for part in parts for name in part["answers"])
+        methods = {}
+        for name in names:
+            answers = _sorted([batch for part in parts for batch in part["answers"].get(name, ())])
+            if not np.array_equal(answers.pop("index"), images["index"]):
+                raise RuntimeError(f"the processes disagree on the images that method {name!r} answered")
+            methods[name] = MethodOutcomes(**answers)
+        return Outcomes(**images, methods=methods)
+
+
+def _sorted(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    order = np.argsort(joined["index"], kind="stable")
+    return {name: values[order] for name, values in joined.items()}

@@ -1,0 +1,159 @@
+"""From outcomes of single images to the figures of the report."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..metrics import (
+    accuracy,
+    accuracy_gain,
+    area_under_risk_coverage,
+    auroc,
+    confidence_calibration_error,
+    mean_corruption_error,
+)
+from .conditions import Condition
+from .methods import UNADAPTED
+from .outcomes import Outcomes
+
+
+RunOutcomes = dict[int, Outcomes]
+"""Outcomes of one run (a model with a seed), by the number of the condition."""
+
+
+def method_scores(outcomes: Outcomes, method: str) -> dict[str, float]:
+    """Figures of one method under one condition; `num_images` aside, fractions, or nats for the likelihood."""
+    answers = outcomes.methods[method]
+    value = accuracy(answers.prediction, outcomes.label)
+    return {
+        "accuracy": value,
+        "error_rate": 1 - value,
+        "expected_calibration_error": confidence_calibration_error(answers.confidence, outcomes.correct(method)),
+        "negative_log_likelihood": float(answers.loss.mean(dtype=np.float64)),
+        "brier_score": float(answers.brier.mean(dtype=np.float64)),
+        "adapted_share": float(answers.adapted.mean()),
+    }
+
+
+def distance_scores(outcomes: Outcomes, clean: Outcomes | None) -> dict[str, float | None]:
+    """What the idempotence distance of the unadapted model tells: errors, and shift against the clean images."""
+    right = outcomes.correct(UNADAPTED)
+    scores = {
+        "mean_distance": float(outcomes.distance.mean(dtype=np.float64)),
+        "error_detection_auroc": auroc(outcomes.distance, ~right),
+        "area_under_risk_coverage": area_under_risk_coverage(outcomes.distance, right),
+        "shift_detection_auroc": float("nan"),
+    }
+    if clean is not None:
+        distances = np.concatenate([clean.distance, outcomes.distance])
+        scores["shift_detection_auroc"] = auroc(distances, np.arange(len(distances)) >= len(clean))
+    return scores
+
+
+def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float | None]:
+    """Means over runs; `None` where no run has a defined value."""
+    means = {}
+    for name in scores[0]:
+        defined = [run[name] for run in scores if math.isfinite(run[name])]
+        means[name] = float(np.mean(defined)) if defined else None
+    return means
+
+
+def paired_gain(outcomes: Sequence[Outcomes], method: str, baseline: str) -> dict[str, float]:
+    """Accuracy gain of a method over another on the same images, with its 95% bootstrap interval over images.
+
+    Several outcomes (conditions, runs) of the same images are rows: an image is drawn with all of them.
+    """
+    before = [one.correct(baseline) for one in outcomes]
+    after = [one.correct(method) for one in outcomes]
+    same_images = all(np.array_equal(one.index, outcomes[0].index) for one in outcomes)
+    join = np.stack if same_images else np.concatenate
+    gain = accuracy_gain(join(before), join(after))
+    return {"gain": gain.gain, "lower": gain.lower, "upper": gain.upper}
+
+
+def condition_scores(runs: Sequence[RunOutcomes], conditions: Sequence[Condition], number: int) -> dict[str, Any]:
+    """All figures of one condition: the mean over runs, and the accuracy of each run."""
+    condition = conditions[number]
+    done = [run for run in runs if number in run]
+    outcomes = [run[number] for run in done]
+    clean = _clean_number(conditions, condition)
+    clean_outcomes = [run.get(clean) if clean != number else None for run in done]
+    methods = {}
+    for method in dict.fromkeys(name for one in outcomes for name in one.methods):
+        with_method = [one for one in outcomes if method in one.methods]
+        scores = [method_scores(one, method) for one in with_method]
+        methods[method] = {**mean_scores(scores), "accuracy_by_run": [score["accuracy"] for score in scores]}
+        if method != UNADAPTED:
+            methods[method]["gain"] = paired_gain(with_method, method, UNADAPTED)
+    distances = [distance_scores(*pair) for pair in zip(outcomes, clean_outcomes, strict=True)]
+    return {
+        "name": condition.name,
+        "corruption": condition.corruption,
+        "severity": condition.severity,
+        "subset": condition.subset,
+        "is_clean": condition.is_clean,
+        "num_images": len(outcomes[0]),
+        "methods": methods,
+        "idempotence_distance": mean_scores(distances),
+    }
+
+
+def _clean_number(conditions: Sequence[Condition], condition: Condition) -> int | None:
+    """The clean condition to compare with: of the same subset if there is one."""
+    clean = [n for n, other in enumerate(conditions) if other.is_clean]
+    return next((n for n in clean if conditions[n].subset == condition.subset), clean[0] if clean else None)
+
+
+def overall_scores(
+    runs: Sequence[RunOutcomes],
+    conditions: Sequence[Condition],
+    scores: Sequence[dict[str, Any]],
+    methods: Sequence[str],
+    reference_errors: dict[str, dict[int, float]] | None = None,
+) -> dict[str, Any]:
+    """Figures over all shifted conditions, by method: means, gains over the methods before it, where it does not help.
+
+    Args:
+        runs: outcomes by run.
+        conditions: all conditions.
+        scores: `condition_scores` of those that are done.
+        methods: names, the unadapted model first.
+        reference_errors: error rates of a reference model, as [`~hf_it3.metrics.mean_corruption_error`] takes them.
+    """
+    shifted = [n for n, condition in enumerate(conditions) if not condition.is_clean]
+    overall = {}
+    for position, method in enumerate(methods):
+        mine = [score for score in scores if not score["is_clean"] and method in score["methods"]]
+        if not mine:
+            continue
+        summary: dict[str, Any] = {
+            "mean_accuracy": float(np.mean([score["methods"][method]["accuracy"] for score in mine])),
+            "mean_corruption_error": mean_corruption_error(_errors(mine, method)),
+        }
+        if reference_errors is not None:
+            summary["relative_mean_corruption_error"] = mean_corruption_error(_errors(mine, method), reference_errors)
+        done = [run[n] for run in runs for n in shifted if n in run and method in run[n].methods]
+        before = [other for other in methods[:position] if all(other in one.methods for one in done)]
+        summary["gain_over"] = {other: paired_gain(done, method, other) for other in before}
+        if method != UNADAPTED:
+            gains = {score["name"]: score["methods"][method]["gain"] for score in scores if method in score["methods"]}
+            summary["does_not_help"] = [name for name, gain in gains.items() if gain["gain"] <= 0]
+            summary["harms"] = [name for name, gain in gains.items() if gain["upper"] < 0]
+        overall[method] = summary
+    return overall
+
+
+def _errors(scores: Sequence[dict[str, Any]], method: str) -> dict[str, dict[int, float]]:
+    errors: dict[str, dict[int, float]] = {}
+    for score in scores:
+        group = Condition(score["corruption"], None, score["subset"]).name
+        errors.setdefault(group, {})[score["severity"] or 1] = score["methods"][method]["error_rate"]
+    return errors
+
+
+def reference_errors_of(results: dict[str, Any]) -> dict[str, dict[int, float]]:
+    """Error rates of the unadapted model in a `results.json`, for mean corruption errors relative to it."""
+    return _errors([score for score in results["conditions"] if not score["is_clean"]], UNADAPTED)

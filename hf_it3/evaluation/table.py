@@ -1,0 +1,111 @@
+"""The table in the terminal."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .conditions import Condition
+from .methods import UNADAPTED
+
+
+if TYPE_CHECKING:
+    from .results import RobustnessResults
+
+_MAX_NAMES = 8
+
+
+def format_results(results: "RobustnessResults") -> str:
+    """The table of means, a table for each run where there are several, and what follows from them."""
+    parts = [_headline(results), _accuracies(results, results.condition_scores)]
+    if len(results.runs) > 1:
+        for run, outcomes in zip(results.runs, results.outcomes, strict=False):
+            if outcomes:
+                title = f"{run['model']}, seed {run['seed']}:"
+                parts += [title, _accuracies(results, results.scores_of([outcomes]))]
+    parts += [f"{method}: n/a: {reason}" for method, reason in results.not_applicable.items()]
+    parts += _conclusions(results)
+    if not results.complete:
+        parts.append("Not complete: the evaluation was interrupted; --resume goes on from here.")
+    return "\n".join(parts)
+
+
+def _headline(results: "RobustnessResults") -> str:
+    settings = results.settings
+    count = max((score["num_images"] for score in results.condition_scores), default=0)
+    runs = f", mean of {len(results.runs)} runs" if len(results.runs) > 1 else ""
+    return (
+        f"Accuracy in percent, {count} images in batches of {settings['batch_size']}, order {settings['order']}{runs}"
+    )
+
+
+def _accuracies(results: "RobustnessResults", scores: Sequence[dict[str, Any]]) -> str:
+    """A row per corruption (mean over severities) and a column per method, and two for the idempotence distance."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for score in scores:
+        groups.setdefault(Condition(score["corruption"], None, score["subset"]).name, []).append(score)
+    names = _short_names(list(groups))
+    columns = [*results.methods, *results.not_applicable]
+    rows = [["", *columns, "AUROC shift", "AUROC error"]]
+    for name, group in groups.items():
+        rows.append([names[name], *(_mean_accuracy(group, method) for method in columns), *_aurocs(group)])
+    shifted = [score for score in scores if not score["is_clean"]]
+    if shifted:
+        rows.append(["mean of shifted", *(_mean_accuracy(shifted, method) for method in columns), *_aurocs(shifted)])
+    return _aligned(rows)
+
+
+def _short_names(names: list[str]) -> dict[str, str]:
+    """Without the suite, where there is one only."""
+    suites = {name.rpartition("/")[0] for name in names if "/" in name}
+    return {name: name.rpartition("/")[2] if len(suites) == 1 and ": " not in name else name for name in names}
+
+
+def _mean_accuracy(scores: Sequence[dict[str, Any]], method: str) -> str:
+    values = [score["methods"][method]["accuracy"] for score in scores if method in score["methods"]]
+    return f"{100 * np.mean(values):.1f}" if values else "n/a"
+
+
+def _aurocs(scores: Sequence[dict[str, Any]]) -> list[str]:
+    cells = []
+    for name in ("shift_detection_auroc", "error_detection_auroc"):
+        values = [score["idempotence_distance"][name] for score in scores]
+        values = [value for value in values if value is not None]
+        cells.append(f"{np.mean(values):.2f}" if values else "-")
+    return cells
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if n == 0 else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
+
+
+def _conclusions(results: "RobustnessResults") -> list[str]:
+    lines = []
+    for method, summary in results.overall.items():
+        if method == UNADAPTED:
+            continue
+        gains = ", ".join(
+            f"{100 * gain['gain']:+.1f} [{100 * gain['lower']:+.1f}, {100 * gain['upper']:+.1f}] over {other}"
+            for other, gain in summary["gain_over"].items()
+        )
+        lines.append(f"{method}: mean gain in points (95% interval over images) {gains}")
+        if summary["does_not_help"]:
+            lines.append(f"  does not help on {_shortened(summary['does_not_help'])}")
+    for method, summary in results.overall.items():
+        if "relative_mean_corruption_error" in summary:
+            value = 100 * summary["relative_mean_corruption_error"]
+            lines.append(f"{method}: mCE {value:.1f}% relative to {results.reference['name']}")
+    return lines
+
+
+def _shortened(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more (all in results.json)" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
