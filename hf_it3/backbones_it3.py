@@ -1,12 +1,15 @@
 """Builds, loads and takes over the classifiers that an idempotent model wraps."""
 
 import copy
+import os
 from typing import Any
 
+import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 
 from .configuration_cnn_it3 import IT3CNNConfig
@@ -34,6 +37,37 @@ class ModuleConfig(PreTrainedConfig):
     """Stands in for the configuration of a plain `nn.Module`, which has none."""
 
     model_type = "it3_module"
+
+
+class UncachedBiases:
+    """Looks up the attention biases of LeViT and its relatives anew in every pass.
+
+    Those models keep them between passes in eval mode, where adapted weights would go unnoticed.
+
+    Args:
+        attention (`nn.Module`): the attention layer, whose method `get_attention_biases` this stands in for.
+    """
+
+    def __init__(self, attention: nn.Module):
+        self.attention = attention
+
+    def __call__(self, device: torch.device) -> Tensor:
+        """Biases of shape `(heads, queries, keys)`."""
+        return self.attention.attention_biases[:, self.attention.attention_bias_idxs]
+
+
+def drop_weight_caches(backbone: nn.Module) -> None:
+    """Keeps the backbone's layers from remembering values computed from weights, in place."""
+    for module in backbone.modules():
+        if hasattr(module, "attention_bias_cache") and hasattr(module, "attention_bias_idxs"):
+            module.attention_bias_cache = {}
+            module.get_attention_biases = UncachedBiases(module)
+
+
+def _copy(backbone: nn.Module) -> nn.Module:
+    # Caches hold tensors with a history, which cannot be copied, and need not be.
+    caches = (getattr(module, "attention_bias_cache", None) for module in backbone.modules())
+    return copy.deepcopy(backbone, {id(cache): {} for cache in caches if isinstance(cache, dict)})
 
 
 class HeadlessClassifier(nn.Module):
@@ -103,16 +137,32 @@ def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     raise ValueError(f"no image classification model is known for backbone model_type={config.model_type!r}")
 
 
-def build_backbone(config: IT3Config) -> nn.Module:
-    """A new backbone with random weights for `config.backbone_config`."""
+def build_backbone(config: IT3Config, **loading: Any) -> nn.Module:
+    """A new backbone with random weights for `config.backbone_config`; `loading` may hold `dtype` and
+    `attn_implementation`."""
     if config.backbone_config.model_type == ModuleConfig.model_type:
         raise ValueError(
             "this model wraps a plain nn.Module, which cannot be rebuilt from a configuration; pass backbone=module"
         )
     model_class = _model_class(config.backbone_config)
     config.backbone_config.architectures = [model_class.__name__]
-    backbone = model_class._from_config(config.backbone_config)
+    backbone = model_class._from_config(config.backbone_config, **loading)
     return backbone if has_head(model_class.__name__) else HeadlessClassifier(backbone, config.num_labels)
+
+
+def check_rebuildable(config: PreTrainedConfig, backbone: nn.Module) -> None:
+    """Raises a ValueError, with the way out, if a saved `config` would not lead back to `backbone`."""
+    if config.model_type == ModuleConfig.model_type:
+        raise ValueError(
+            f"a wrapped {type(backbone).__name__} cannot be saved, since no configuration tells how to build it "
+            "again; make it a transformers.PreTrainedModel with a configuration class, and wrap that"
+        )
+    known = config.model_type == IT3CNNConfig.model_type or config.model_type in CONFIG_MAPPING
+    if not known:
+        raise ValueError(
+            f"a wrapped {type(backbone).__name__} cannot be loaded again: model_type={config.model_type!r} is unknown "
+            "to the Auto classes; register it with AutoConfig and AutoModelForImageClassification, here and before loading"
+        )
 
 
 def take_over(backbone: Any, config_values: dict[str, Any], loading: dict[str, Any]) -> tuple[nn.Module, dict]:
@@ -127,19 +177,22 @@ def take_over(backbone: Any, config_values: dict[str, Any], loading: dict[str, A
         The classifier with its trained weights marked as initialised, and the arguments for [`IT3Config`] with
         `backbone_config` filled in.
     """
-    if not isinstance(backbone, (str, PreTrainedConfig, nn.Module)) and not hasattr(backbone, "__fspath__"):
+    if not isinstance(backbone, (str, os.PathLike, PreTrainedConfig, nn.Module)):
         raise TypeError(
             "backbone must be a model name or path, a configuration, a PreTrainedModel or an nn.Module, got "
             f"{type(backbone).__name__}"
         )
+    if IT3Config.model_type in (getattr(backbone, "model_type", None), _model_type(backbone)):
+        raise ValueError(f"{type(backbone).__name__} takes a label signal already; there is nothing to wrap")
+    _check_loading(backbone, loading)
     if isinstance(backbone, PreTrainedConfig):
         config = IT3Config(backbone_config=backbone, **config_values)
         config_values = {**config_values, "backbone_config": config.backbone_config}
-        return build_backbone(config), config_values
+        return build_backbone(config, **loading), config_values
     if isinstance(backbone, nn.Module):
-        backbone = copy.deepcopy(backbone)
+        backbone = _copy(backbone)
     else:
-        backbone = _load(str(backbone), config_values, loading)
+        backbone = _load(os.fspath(backbone), config_values, loading)
     _mark_initialized(backbone)
     if not isinstance(backbone, PreTrainedModel):
         return backbone, {**config_values, "backbone_config": _module_config(backbone, config_values)}
@@ -154,6 +207,20 @@ def take_over(backbone: Any, config_values: dict[str, Any], loading: dict[str, A
             )
         return backbone, values
     return HeadlessClassifier(backbone, IT3Config(**values).num_labels), values
+
+
+def _model_type(backbone: Any) -> str | None:
+    return getattr(getattr(backbone, "config", None), "model_type", None)
+
+
+def _check_loading(backbone: Any, loading: dict[str, Any]) -> None:
+    allowed = {"dtype", "attn_implementation"} if isinstance(backbone, PreTrainedConfig) else set()
+    unused = [] if isinstance(backbone, (str, os.PathLike)) else [name for name in loading if name not in allowed]
+    if unused:
+        raise ValueError(
+            f"{unused[0]}={loading[unused[0]]!r} is for backbones given by name, not for a {type(backbone).__name__}; "
+            "load the backbone with it first"
+        )
 
 
 def _load(name: str, config_values: dict[str, Any], loading: dict[str, Any]) -> PreTrainedModel:

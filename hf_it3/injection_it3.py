@@ -1,7 +1,7 @@
 """How the label signal reaches a backbone: one permanent hook that reads what the current forward pass injects."""
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -73,11 +73,21 @@ class SignalInjection:
     Args:
         layer (`str`): name of the layer, for error messages.
         combine (`"add"`, `"multiply"` or a callable): how features and embedding are joined.
+        channels_last (`bool`): read an output with as many columns as channels as `(B, H, W, C)`.
+        better (`str`, *optional*): name of a layer that error messages recommend.
     """
 
-    def __init__(self, layer: str, combine: str | Callable[[Tensor, Tensor], Tensor] = "add"):
+    def __init__(
+        self,
+        layer: str,
+        combine: str | Callable[[Tensor, Tensor], Tensor] = "add",
+        channels_last: bool = False,
+        better: str | None = None,
+    ):
         self.layer = layer
         self.combine = combine
+        self.channels_last = channels_last
+        self.advice = f"choose another layer, for example {better!r}" if better not in (None, layer) else ""
 
     def __call__(self, module: nn.Module, inputs: tuple, output):
         forward_pass = current_pass()
@@ -92,7 +102,7 @@ class SignalInjection:
         if not isinstance(features, Tensor):
             raise TypeError(
                 f"injection_layer={self.layer!r} returns {type(features).__name__}, which cannot take a label signal; "
-                "choose a layer that returns a tensor or a tuple that starts with one"
+                f"{self.advice or 'choose a layer that returns a tensor or a tuple that starts with one'}"
             )
         embedding = self._broadcastable(embedding.to(features.dtype), features)
         if callable(self.combine):
@@ -101,15 +111,35 @@ class SignalInjection:
 
     def _broadcastable(self, embedding: Tensor, features: Tensor) -> Tensor:
         batch, channels = embedding.shape
-        if features.ndim >= 2 and features.shape[0] == batch:
-            if features.ndim in (2, 4) and features.shape[1] == channels:
-                return embedding.reshape(batch, channels, *[1] * (features.ndim - 2))
-            if features.shape[-1] == channels:
-                return embedding.reshape(batch, *[1] * (features.ndim - 2), channels)
-        raise ValueError(
-            f"injection_layer={self.layer!r} returns features of shape {tuple(features.shape)}, which cannot take a "
-            f"label signal of {batch} images and {channels} channels; choose another layer or set injection_channels"
+        layout = feature_layout(features.shape, batch, channels, self.channels_last)
+        if layout is None:
+            raise ValueError(
+                f"injection_layer={self.layer!r} returns features of shape {tuple(features.shape)}, which cannot take "
+                f"a label signal of {batch} images and {channels} channels; "
+                f"{self.advice or 'choose another layer or set injection_channels'}"
+            )
+        ones = [1] * (features.ndim - 2)
+        return (
+            embedding.reshape(batch, *ones, channels)
+            if layout.endswith("C")
+            else embedding.reshape(*embedding.shape, *ones)
         )
+
+
+def feature_layout(shape: Sequence[int], batch: int, channels: int, channels_last: bool = False) -> str | None:
+    """How features of that shape are laid out: `"B C H W"`, `"B H W C"`, `"B N C"` or `"B C"`; `None` if they cannot
+    take a label signal of `batch` images and `channels` channels.
+
+    Where both readings of four dimensions fit, `channels_last` decides.
+    """
+    if len(shape) not in (2, 3, 4) or shape[0] != batch:
+        return None
+    if len(shape) < 4:
+        return ("B C" if len(shape) == 2 else "B N C") if shape[-1] == channels else None
+    fitting = [name for name, axis in (("B C H W", 1), ("B H W C", 3)) if shape[axis] == channels]
+    if len(fitting) == 2:
+        return fitting[channels_last]
+    return fitting[0] if fitting else None
 
 
 # Names that models of the ecosystem give to the part that turns pixels into the first features.
@@ -129,14 +159,27 @@ _STEM_NAMES = (
 def find_injection_layer(backbone: nn.Module) -> str:
     """Name of the backbone's stem: the outermost stem-named ancestor of its first convolution, or that convolution.
 
-    Reads the structure only, nothing runs.
+    Where a BatchNorm follows immediately, it is that BatchNorm. Reads the structure only, nothing runs.
 
     Raises:
         ValueError: if the backbone has no 2-d convolution.
     """
+    name = _find_stem(backbone)
+    return batch_norm_behind(backbone, name) or name
+
+
+def suggest_injection_layer(backbone: nn.Module) -> str | None:
+    """As [`find_injection_layer`], but `None` where there is nothing to suggest."""
+    try:
+        return find_injection_layer(backbone)
+    except ValueError:
+        return None
+
+
+def _find_stem(backbone: nn.Module) -> str:
     modules = dict(backbone.named_modules())
     first = next((name for name, module in modules.items() if isinstance(module, nn.Conv2d)), None)
-    if first is None:
+    if not first:
         raise ValueError(
             f"{type(backbone).__name__} has no 2-d convolution to start from; name the layer whose output shall "
             f"receive the label signal with injection_layer=..., for example {next(reversed(modules))!r}"
@@ -150,6 +193,23 @@ def find_injection_layer(backbone: nn.Module) -> str:
         if parts[depth - 1] in _STEM_NAMES or in_stem_list:
             return name
     return first
+
+
+def batch_norm_behind(backbone: nn.Module, name: str) -> str | None:
+    """Name of the BatchNorm that the structure shows right behind a layer, or `None`.
+
+    With batch statistics it subtracts from an injected signal whatever the images of the batch share.
+    """
+    names = [other for other, _ in backbone.named_modules()]
+    inside = [index for index, other in enumerate(names) if other == name or other.startswith(f"{name}.")]
+    for other in names[inside[-1] + 1 :] if inside else ():
+        module = backbone.get_submodule(other)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            channels = last_channels(backbone.get_submodule(name))
+            return other if channels in (None, module.num_features) else None
+        if next(module.children(), None) is None and not isinstance(module, nn.Identity):
+            return None
+    return None
 
 
 def get_injection_layer(backbone: nn.Module, name: str) -> nn.Module:
@@ -170,13 +230,32 @@ def count_channels(layer: nn.Module, name: str) -> int:
     Raises:
         ValueError: if there is no such layer inside.
     """
+    channels = last_channels(layer)
+    if channels is None:
+        raise ValueError(
+            f"injection_layer={name!r} ({type(layer).__name__}) holds no convolution, linear or normalisation layer "
+            "to read its channels from; set injection_channels, or choose another layer"
+        )
+    return channels
+
+
+def last_channels(layer: nn.Module) -> int | None:
+    """As [`count_channels`], but `None` where nothing tells."""
+    sized = _last_sized(layer)
+    return None if sized is None else sized[1]
+
+
+def ends_channels_last(layer: nn.Module) -> bool:
+    """Whether the last convolution, linear or normalisation layer inside puts channels on the last axis."""
+    sized = _last_sized(layer)
+    return sized is not None and type(sized[0]) in (nn.Linear, nn.LayerNorm)
+
+
+def _last_sized(layer: nn.Module) -> tuple[nn.Module, int] | None:
     for module in reversed(list(layer.modules())):
         for attribute in ("out_channels", "out_features", "num_features", "normalized_shape", "num_channels"):
             value = getattr(module, attribute, None)
             is_leaf = next(module.children(), None) is None or isinstance(module, nn.modules.batchnorm._BatchNorm)
             if value is not None and is_leaf:
-                return value[-1] if isinstance(value, (tuple, list, torch.Size)) else int(value)
-    raise ValueError(
-        f"injection_layer={name!r} ({type(layer).__name__}) holds no convolution, linear or normalisation layer to "
-        "read its channels from; set injection_channels, or choose another layer"
-    )
+                return module, value[-1] if isinstance(value, (tuple, list, torch.Size)) else int(value)
+    return None
