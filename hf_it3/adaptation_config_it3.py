@@ -53,7 +53,7 @@ class AdaptationConfig:
         max_grad_norm (`float` or `None`): clips the norm of the gradient (of each image's own for scope `"image"`).
         augmentations (`int`): scope `"image"`, and a single image in any scope: so many small shifts, rotations and
             scalings of the image form its batch, and the answer is the mean of their predictions. 0 uses the image
-            alone.
+            alone. Without steps this changes no weights, and is done whatever the gate says.
         augmentation_steps (`int` or `None`): optimizer steps where augmentations are used; `None` means `num_steps`.
         chunk_size (`int` or `None`): scope `"image"`: images adapted at once; `None` chooses by model size.
         vectorize (`bool` or `None`): scope `"image"`: `True` adapts a chunk of images in one vectorised pass,
@@ -93,11 +93,16 @@ class AdaptationConfig:
     gate_window: int = 256
     ema_decay: float = 0.99
     max_grad_norm: float | None = None
-    augmentations: int = 16
+    augmentations: int = 8
     augmentation_steps: int | None = 0
     chunk_size: int | None = None
     vectorize: bool | None = None
     collapse_guard: bool = True
+
+    def __new__(cls, *args, **values):
+        # Before dataclass's own check, which would name neither the value nor the closest field.
+        check_known_fields("AdaptationConfig", values, field_names())
+        return super().__new__(cls)
 
     def __post_init__(self):
         self._check_choice("scope", SCOPES)
@@ -162,7 +167,6 @@ class AdaptationConfig:
 
     def replace(self, **overrides: Any) -> "AdaptationConfig":
         """A copy with some fields changed; unknown names raise a ValueError with the closest known one."""
-        check_known_fields("AdaptationConfig", overrides, field_names())
         return dataclasses.replace(self, **overrides)
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,7 +176,6 @@ class AdaptationConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "AdaptationConfig":
         """Builds a config from plain values; unknown keys raise a ValueError."""
-        check_known_fields(cls.__name__, values, field_names())
         return cls(**values)
 
     @classmethod

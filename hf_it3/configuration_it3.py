@@ -1,6 +1,7 @@
 """Configuration of an idempotent image classifier."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from .configuration_cnn_it3 import IT3CNNConfig
 NEUTRAL_SIGNALS = ("none", "zeros", "uniform")
 COMBINES = ("add", "multiply")
 
-# Keys that `PreTrainedConfig` and the Auto classes write or accept without declaring them as fields.
+# Keys that `PreTrainedConfig`, `Trainer` and the Auto classes write or accept without declaring them as fields.
 _INHERITED_KEYS = {
     "_name_or_path",
     "_attn_implementation",
@@ -31,8 +32,10 @@ _INHERITED_KEYS = {
     "name_or_path",
     "num_labels",
     "output_attentions",
+    "quantization_config",
     "tie_word_embeddings",
     "torch_dtype",
+    "use_cache",
 }
 
 
@@ -97,24 +100,32 @@ class IT3Config(PreTrainedConfig):
         self.adaptation = _resolve_adaptation(self.adaptation)
         self._inherit_labels(kwargs)
         super().__post_init__(**kwargs)
-        # Where a repository carries code, the stock pipeline records itself here, and everybody who loads the model
-        # would have to trust that code. With this package imported nobody needs it.
-        if not type(self).__module__.startswith("transformers_modules") and hasattr(self, "custom_pipelines"):
-            del self.custom_pipelines
+        # Where a repository carries code, these refer to it, and everybody who loads the model would have to trust it,
+        # or take it along when saving. With this package imported nobody needs it.
+        if not type(self).__module__.startswith("transformers_modules"):
+            for name in ("custom_pipelines", "auto_map"):
+                vars(self).pop(name, None)
         self._validate()
         self.sync_backbone_labels()
 
     def _inherit_labels(self, kwargs: dict[str, Any]) -> None:
+        backbone = self.backbone_config
         if self.id2label is None and kwargs.get("num_labels") is None:
-            self.id2label = copy.copy(self.backbone_config.id2label)
-            self.label2id = copy.copy(self.backbone_config.label2id)
+            # PVT has the number of labels as a field of its own, and perhaps no names for them.
+            if len(backbone.id2label or ()) == backbone.num_labels:
+                self.id2label = copy.copy(backbone.id2label)
+                self.label2id = copy.copy(backbone.label2id)
+            else:
+                kwargs["num_labels"] = backbone.num_labels
         if self.problem_type is None:
             self.problem_type = self.backbone_config.problem_type
 
     def sync_backbone_labels(self) -> None:
         """Gives the backbone the labels and problem type of this configuration, also where they were set later."""
+        if {index: label for label, index in (self.label2id or {}).items()} != self.id2label:
+            self.label2id = {label: index for index, label in self.id2label.items()}
         backbone = self.backbone_config
-        if backbone.id2label != self.id2label:
+        if backbone.id2label != self.id2label or backbone.num_labels != self.num_labels:
             backbone.num_labels = self.num_labels
             backbone.id2label = copy.copy(self.id2label)
             backbone.label2id = copy.copy(self.label2id)
@@ -141,6 +152,16 @@ class IT3Config(PreTrainedConfig):
 
     def _error(self, name: str, requirement: str) -> ValueError:
         return ValueError(f"IT3Config.{name} {requirement}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As every configuration; a dict `adaptation=` among `kwargs` changes single settings of the saved ones."""
+        adaptation = kwargs.pop("adaptation", None)
+        if isinstance(adaptation, dict):
+            adaptation = _resolve_adaptation(config_dict.get("adaptation")).replace(**adaptation)
+        if adaptation is not None:
+            config_dict = {**config_dict, "adaptation": adaptation}
+        return super().from_dict(config_dict, **kwargs)
 
     def unsaveable_fields(self) -> list[str]:
         """Names of the fields that hold a callable, which JSON cannot carry."""
@@ -172,7 +193,7 @@ class IT3Config(PreTrainedConfig):
 
 
 def _known_keys() -> set[str]:
-    return _INHERITED_KEYS | set(IT3Config.__dataclass_fields__)
+    return _INHERITED_KEYS | {field.name for field in dataclasses.fields(IT3Config)}
 
 
 def _resolve_backbone_config(value: Any) -> PreTrainedConfig:

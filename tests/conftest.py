@@ -1,0 +1,127 @@
+"""Fixtures for all tests: a tiny model trained on scikit-learn's bundled digits, and data to try it on."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from transformers import set_seed
+
+from hf_it3 import IT3CNNConfig, IT3Config, IT3ForImageClassification, IT3ImageProcessor, IT3Trainer
+from hf_it3 import IT3TrainingArguments as TrainingArguments
+from hf_it3.data import load_digits
+
+
+IMAGE_SIZE = 16
+
+
+class RaiseOnDeprecation(logging.Handler):
+    """transformers logs most of its deprecations; a test that meets one fails."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "deprecated" in message.lower():
+            raise DeprecationWarning(message)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def deprecations_are_errors():
+    handler = RaiseOnDeprecation(logging.WARNING)
+    logging.getLogger("transformers").addHandler(handler)
+    yield
+    logging.getLogger("transformers").removeHandler(handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def tiny_config(**values) -> IT3Config:
+    """A network of some 3,000 parameters for grey images of 16x16 pixels."""
+    backbone = IT3CNNConfig(image_size=IMAGE_SIZE, conv_channels=[4, 8], hidden_size=24)
+    return IT3Config(**{"backbone_config": backbone, **values})
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Real 8x8 images of digits, `datasets` splits `train` (1,297) and `test` (500)."""
+    return load_digits()
+
+
+@pytest.fixture(scope="session")
+def processor():
+    return IT3ImageProcessor(
+        num_channels=1, size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[0.3], image_std=[0.35]
+    )
+
+
+@pytest.fixture(scope="session")
+def train_rows(digits, processor):
+    """The training split as rows of tensors, so that a test that trains need not process images."""
+    images = processor(images=digits["train"]["image"][:], return_tensors="pt").pixel_values
+    return [{"pixel_values": image, "label": label} for image, label in zip(images, digits["train"]["label"])]
+
+
+@pytest.fixture(scope="session")
+def trained_directory(train_rows, processor, tmp_path_factory):
+    """A saved model with reference distance and image processor, trained to well above 80% on the test digits."""
+    directory = tmp_path_factory.mktemp("trained")
+    set_seed(0)
+    model = IT3ForImageClassification(tiny_config())
+    arguments = TrainingArguments(
+        str(directory / "runs"),
+        num_train_epochs=8,
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=256,
+        learning_rate=5e-3,
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = IT3Trainer(model, arguments, train_dataset=train_rows, processing_class=processor)
+    trainer.train()
+    trainer.save_model(str(directory / "model"))
+    return str(directory / "model")
+
+
+@pytest.fixture(scope="session")
+def _trained_model(trained_directory):
+    return IT3ForImageClassification.from_pretrained(trained_directory).eval()
+
+
+@pytest.fixture
+def model(_trained_model):
+    """The trained model in eval mode, the test's own copy."""
+    return copy.deepcopy(_trained_model)
+
+
+@pytest.fixture
+def random_model():
+    """An untrained model of the same shape, in eval mode."""
+    set_seed(1)
+    return IT3ForImageClassification(tiny_config()).eval()
+
+
+@pytest.fixture(scope="session")
+def labels(digits):
+    """Labels of the first 64 test digits."""
+    return torch.tensor(digits["test"]["label"][:64])
+
+
+@pytest.fixture(scope="session")
+def _clean_images(digits, processor):
+    return processor(images=digits["test"]["image"][:64], return_tensors="pt").pixel_values
+
+
+@pytest.fixture
+def images(_clean_images):
+    """The first 64 test digits as the model takes them, `(64, 1, 16, 16)`."""
+    return _clean_images.clone()
+
+
+@pytest.fixture
+def shifted_images(_clean_images):
+    """The same digits, brighter: a shift on which the gate opens and adaptation gains."""
+    return _clean_images + 1.0
