@@ -12,7 +12,7 @@ from .randomness import ImageRandom
 
 
 # Images are corrupted in chunks of about this many values, so that memory stays flat.
-_CHUNK_VALUES = 2**18
+_CHUNK_VALUES = 2**16
 
 _REGISTRY = {
     corruption.qualified_name: corruption

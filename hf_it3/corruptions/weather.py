@@ -56,7 +56,7 @@ def cropped_plasma(images: torch.Tensor, random: ImageRandom, side: float, decay
 def fog(images: torch.Tensor, random: ImageRandom, amount: float, decay: float, side: float) -> torch.Tensor:
     """Adds clouds to images (B, C, H, W) and scales the sum back to the range of each image.
 
-    For 224 px, severities 4 and 5 have amounts of 2.75 and 3.25 (published: 2.5 and 3, which with their slower decay
+    For 224 px, severities 4 and 5 have amounts of 3 and 3.5 (published: 2.5 and 3, which with their slower decay
     may change the image less than severity 3).
 
     Args:
@@ -82,7 +82,7 @@ def snow(
     """Falling flakes on whitened images (B, C, H, W).
 
     For 224 px, severity 2 has a mean of 0.15 and flakes of 3 px (published: 0.2 and 2 px, which change the image more
-    than severity 3).
+    than severity 3); for 32 px, severity 3 has a mean of 0.2 (published: 0.15) for the same reason.
 
     Args:
         mean, spread: of the normal noise that becomes flakes where it exceeds `threshold`.
@@ -109,11 +109,13 @@ def ice(images: torch.Tensor, random: ImageRandom) -> torch.Tensor:
     """Texture of frozen glass (B, C, H, W) in [0, 1]: needles in a few directions, over clouds, faintly blue."""
     height, width = images.shape[-2:]
     side = min(height, width)
+    # Small images hold fewer needles, or they would merge into noise.
+    threshold = 1 + max(0.0, 1.4 * (1 - side / 96))
     needles = torch.zeros_like(images[:, :1])
     for _ in range(6):
-        seeds = grainy_noise(random, height, width, side / 96)
+        seeds = (grainy_noise(random, height, width, side / 96) - threshold).clamp(min=0)
         angles = random.uniform(0, 2 * math.pi)
-        needles = torch.maximum(needles, smear(seeds.clamp(min=1) - 1, angles, side / 16, side / 24, "reflection"))
+        needles = torch.maximum(needles, smear(seeds, angles, 2 + side / 16, 1.5 + side / 24, "reflection"))
     needles = needles / needles.flatten(1).quantile(0.95, dim=1)[:, None, None, None].clamp(min=1e-12)
     patches = (4 * cropped_plasma(images, random, side, 1.6) - 1.6).clamp(0, 1)
     texture = (needles * (0.5 + patches) - 0.25 + 0.15 * patches).clamp(0, 1)
@@ -145,7 +147,7 @@ CORRUPTIONS = (
         function=snow,
         tables={
             32: {
-                "mean": (0.1, 0.1, 0.15, 0.25, 0.3),
+                "mean": (0.1, 0.1, 0.2, 0.25, 0.3),
                 "spread": (0.2, 0.2, 0.3, 0.3, 0.3),
                 "flake": (1, 1, 1.75, 2.25, 1.25),
                 "threshold": (0.6, 0.5, 0.55, 0.6, 0.65),
@@ -189,7 +191,7 @@ CORRUPTIONS = (
         tables={
             32: {"amount": (0.2, 0.5, 0.75, 1, 1.5), "decay": (3, 3, 2.5, 2, 1.75), "side": (32,) * 5},
             64: {"amount": (0.4, 0.7, 1, 1.5, 2), "decay": (3, 3, 2.5, 2, 1.75), "side": (64,) * 5},
-            224: {"amount": (1.5, 2, 2.5, 2.75, 3.25), "decay": (2, 2, 1.7, 1.5, 1.4), "side": (224,) * 5},
+            224: {"amount": (1.5, 2, 2.5, 3, 3.5), "decay": (2, 2, 1.7, 1.5, 1.4), "side": (224,) * 5},
         },
         lengths=("side",),
     ),
