@@ -31,8 +31,12 @@ def _equal(left: object, right: object) -> bool:
         return len(left) == len(right) and all(map(_equal, left, right))
     if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
         same_kind = left.dtype == right.dtype and left.shape == right.shape
-        return same_kind and torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
+        return same_kind and torch.equal(_bits(left), _bits(right))
     return left == right
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
 
 
 @contextlib.contextmanager
