@@ -1,0 +1,245 @@
+"""The story of the MNIST tutorial: train, save, load in a pipeline, and adapt to noise, over several seeds."""
+
+import copy
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import pipeline, set_seed
+
+from .configuration_cnn_it3 import IT3CNNConfig
+from .configuration_it3 import IT3Config
+from .data import DIGITS, LABEL_COLUMNS, find_column, load_images
+from .demo_report import Measurement, SeedResult, condition_results, describe_seed
+from .evaluation.images import PixelCollator
+from .image_processing_it3 import IT3ImageProcessor
+from .model_card import installed_versions, write_model_card
+from .modeling_it3 import IT3ForImageClassification
+from .pipeline_it3 import IT3Pipeline
+from .plotting import plot_batch_accuracies, plot_images
+from .trainer import IT3Trainer
+from .training_arguments import IT3TrainingArguments
+
+
+@dataclass
+class Recipe:
+    """How the demo trains on a data set: pixel mean and standard deviation in [0, 1], and the usual settings."""
+
+    mean: float
+    std: float
+    num_epochs: int
+    train_batch_size: int
+    eval_batch_size: int
+    title: str
+
+
+RECIPES = {
+    DIGITS: Recipe(0.31, 0.38, 15, 32, 125, "scikit-learn's handwritten digits"),
+    "mnist": Recipe(0.1307, 0.3081, 2, 256, 256, "MNIST"),
+}
+
+
+def run_demo(
+    dataset: str = DIGITS,
+    seeds: int = 3,
+    output_dir: str | os.PathLike = "runs/demo",
+    noise_std: float = 2.0,
+    num_epochs: int | None = None,
+    batch_size: int | None = None,
+    max_train_images: int | None = None,
+    max_test_images: int | None = None,
+) -> dict[str, Any]:
+    """Trains the tutorial's network, loads it back through the pipeline, and measures it on clean and noisy images.
+
+    Args:
+        dataset (`str`): `"digits"`, a Hub name (`"ylecun/mnist"`) or a local path with the splits train and test.
+        seeds (`int`): how many models to train, with the seeds 0, 1, ...
+        output_dir (`str`): where the first model, its card, the pictures and `results.json` go; further models go into
+            `seed_1`, ... inside.
+        noise_std (`float`): standard deviation of the Gaussian noise, in units of the normalised image.
+        num_epochs, batch_size (`int`, *optional*): passes over the training images, and images that adapt together; by
+            default what suits the data set.
+        max_train_images, max_test_images (`int`, *optional*): use the first so many only.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        ValueError: for a number out of range, or a data set without the splits or columns.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    if not 0 <= noise_std < float("inf"):
+        raise ValueError(f"noise_std must be a number >= 0, got {noise_std}")
+    recipe = RECIPES[DIGITS if dataset == DIGITS else "mnist"]
+    batch_size = batch_size or recipe.eval_batch_size
+    splits = load_images(dataset)
+    for name in ("train", "test"):
+        if name not in splits:
+            raise ValueError(f"{dataset} has no split {name!r}; its splits are {', '.join(splits)}")
+    train = _first(splits["train"], max_train_images)
+    processor = IT3ImageProcessor(num_channels=1, image_mean=[recipe.mean], image_std=[recipe.std])
+    pixels, labels = _read_pixels(_first(splits["test"], max_test_images), processor)
+    names = _label_names(splits["train"])
+
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    results, classifier = [], None
+    for seed in range(seeds):
+        directory = output_dir if seed == 0 else output_dir / f"seed_{seed}"
+        seconds = _train(train, processor, names, directory, seed, recipe, num_epochs)
+        classifier = pipeline("it3-image-classification", model=str(directory))
+        noisy = add_noise(pixels, noise_std * recipe.std, seed)
+        conditions = {"clean": _resize(pixels, processor), "noisy": _resize(noisy, processor)}
+        result = SeedResult(seed, seconds)
+        for condition, images in conditions.items():
+            result.conditions[condition] = measure(classifier, images, labels, batch_size, f"seed {seed}, {condition}")
+        results.append(result)
+        if seed == 0:
+            titles = {"clean": "clean", "noisy": f"noise, sigma {noise_std:g}"}
+            picture = plot_images([(titles[name], images[:10]) for name, images in conditions.items()])
+            picture.savefig(output_dir / "digits.png", dpi=120)
+    return _finish(output_dir, results, classifier, recipe, dataset, noise_std, batch_size)
+
+
+def _first(dataset: Any, count: int | None) -> Any:
+    return dataset if count is None else dataset.select(range(min(count, len(dataset))))
+
+
+def _label_names(dataset: Any) -> list[str]:
+    feature = dataset.features[find_column(dataset.column_names, LABEL_COLUMNS, None, "label")]
+    names = getattr(feature, "names", None)
+    return names or [str(label) for label in sorted(set(dataset["label"]))]
+
+
+def _read_pixels(dataset: Any, processor: IT3ImageProcessor) -> tuple[Tensor, Tensor]:
+    """All test images at their own size, `(N, 1, H, W)` in [0, 1], and their labels `(N,)`."""
+    as_they_are = copy.deepcopy(processor)
+    as_they_are.do_resize = False
+    collate = PixelCollator(as_they_are)
+    batches = [
+        collate([dataset[row] for row in range(start, min(start + 256, len(dataset)))])
+        for start in tqdm(range(0, len(dataset), 256), "Reading test images")
+    ]
+    return torch.cat([batch["pixel_values"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
+
+
+def _resize(pixels: Tensor, processor: IT3ImageProcessor) -> Tensor:
+    """Images at the model's size. Noise comes before, as in a camera, and images that hold it fit into no bytes."""
+    size = (processor.size.height, processor.size.width)
+    return pixels if pixels.shape[-2:] == size else F.interpolate(pixels, size=size, mode="bilinear")
+
+
+def _train(
+    dataset: Any,
+    processor: IT3ImageProcessor,
+    names: Sequence[str],
+    directory: Path,
+    seed: int,
+    recipe: Recipe,
+    num_epochs: int | None,
+) -> float:
+    """Trains and saves a model; returns the seconds that training took."""
+    set_seed(seed)
+    id2label = dict(enumerate(names))
+    backbone = IT3CNNConfig(id2label=id2label, label2id={name: index for index, name in id2label.items()})
+    model = IT3ForImageClassification(IT3Config(backbone_config=backbone, injection_layer="conv1"))
+    arguments = IT3TrainingArguments(
+        str(directory),
+        num_train_epochs=num_epochs or recipe.num_epochs,
+        per_device_train_batch_size=recipe.train_batch_size,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        logging_strategy="epoch",
+        save_strategy="no",
+        dataloader_pin_memory=False,
+        seed=seed,
+    )
+    trainer = IT3Trainer(model, arguments, train_dataset=dataset, processing_class=processor)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    trainer.save_model()
+    return seconds
+
+
+def add_noise(pixels: Tensor, std: float, seed: int) -> Tensor:
+    """Adds Gaussian noise to pixels in [0, 1]; the result is not clipped, as in the tutorial."""
+    generator = torch.Generator().manual_seed(seed)
+    return pixels + std * torch.randn(pixels.shape, generator=generator)
+
+
+def measure(
+    classifier: IT3Pipeline, pixels: Tensor, labels: Tensor, batch_size: int, description: str
+) -> tuple[Measurement, Measurement]:
+    """Accuracy and time of a pipeline on images `(N, 1, H, W)`, without and with adaptation."""
+    label2id = classifier.model.config.label2id
+    measurements = []
+    for adapt in (False, True):
+        accuracies, sizes, seconds = [], [], 0.0
+        how = "with adaptation" if adapt else "without adaptation"
+        for start in tqdm(range(0, len(pixels), batch_size), f"{description}, {how}"):
+            images = list((255 * pixels[start : start + batch_size]).numpy())
+            begin = time.perf_counter()
+            answers = classifier(images, batch_size=batch_size, top_k=1, adapt=adapt)
+            seconds += time.perf_counter() - begin
+            predicted = torch.tensor([label2id[answer[0]["label"]] for answer in answers])
+            truth = labels[start : start + batch_size]
+            accuracies.append((predicted == truth).double().mean().item())
+            sizes.append(len(truth))
+        measurements.append(Measurement(accuracies, sizes, 1000 * seconds / len(pixels)))
+    return measurements[0], measurements[1]
+
+
+def _finish(
+    output_dir: Path,
+    results: list[SeedResult],
+    classifier: IT3Pipeline,
+    recipe: Recipe,
+    dataset: str,
+    noise_std: float,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Writes pictures, `results.json` and the model card."""
+    groups = [
+        (
+            condition,
+            [accuracy for result in results for accuracy in result.conditions[condition][0].batch_accuracies],
+            [accuracy for result in results for accuracy in result.conditions[condition][1].batch_accuracies],
+        )
+        for condition in results[0].conditions
+    ]
+    plot_batch_accuracies(groups).savefig(output_dir / "accuracy.png", dpi=120)
+    document = {
+        "dataset": dataset if not os.path.exists(dataset) else Path(dataset).resolve().name,
+        "noise_std": noise_std,
+        "batch_size": batch_size,
+        "num_test_images": sum(results[0].conditions["clean"][0].batch_sizes),
+        "adaptation": classifier.model.config.adaptation.to_dict(),
+        "seeds": [describe_seed(result) for result in results],
+        "versions": installed_versions(),
+        "threads": torch.get_num_threads(),
+    }
+    unfinished = output_dir / ".results.json.part"
+    unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(output_dir / "results.json")
+    write_model_card(
+        output_dir,
+        classifier.model,
+        results=condition_results(document),
+        dataset=document["dataset"],
+        dataset_name=recipe.title,
+        plots=[
+            (output_dir / "digits.png", f"Clean test images, and with Gaussian noise of sigma {noise_std:g}"),
+            (output_dir / "accuracy.png", "Accuracy of single batches, without and with adaptation"),
+        ],
+    )
+    return document
