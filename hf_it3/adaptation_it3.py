@@ -88,13 +88,17 @@ class TestTimeAdapter:
         problem_type = model_config.problem_type
         name = model_config.distance if config.distance is None else config.distance
         self.distance = IdempotenceDistance(name, problem_type)
-        self.shift_test = ShiftTest.from_reference(config.gate, model_config.reference_distance, self.distance.name)
         self.shell = ModelShell(self.model, config.parameters)
         self.source_shell = ModelShell(self.model, None) if config.scope == "stream" else self.shell
         self.shared = SharedAdaptation(self.shell, self.source_shell, config, self.distance, problem_type)
         self.images = ImageAdaptation(self.shell, config, self.distance, problem_type)
         self.stream = Stream(self.shared, config) if config.scope == "stream" else None
         self.latest_counts = {"num_images": 0, "num_steps": 0}
+
+    @property
+    def shift_test(self) -> ShiftTest:
+        """The gate, for the clean distances that the model's configuration holds now."""
+        return ShiftTest.from_reference(self.config.gate, self.model.config.reference_distance, self.distance.name)
 
     def __call__(self, pixel_values: Tensor) -> AdaptationOutput:
         """Adapts to a batch of images and classifies it.
@@ -151,11 +155,20 @@ class TestTimeAdapter:
         config = self.config
         return config.scope == "image" or (config.scope == "batch" and batch_size == 1 and config.augmentations > 0)
 
+    def _changes_answers(self, one_by_one: bool) -> bool:
+        """Whether the settings ask for anything beyond the first pass."""
+        num_steps = self.images.num_steps if one_by_one else self.config.num_steps
+        averages = one_by_one and self.config.augmentations > 1
+        return num_steps > 0 or averages or self.config.norm_statistics != "source"
+
     def _who_adapts(self, distances: Tensor, usable: Tensor, one_by_one: bool) -> Tensor:
         """Which images, shape `(B,)` of bool, get adapted weights."""
         distances = distances.detach()
+        if not self._changes_answers(one_by_one):
+            return torch.zeros_like(usable)
         if one_by_one:
-            return usable & self.shift_test.are_shifted(distances)
+            # Averaging over augmentations changes no weights and costs clean images nothing: it needs no gate.
+            return usable & self.shift_test.are_shifted(distances) if self.images.num_steps else usable
         looked_at = distances[usable]
         if self.stream is not None:
             looked_at = self.stream.observe(looked_at)
@@ -175,6 +188,8 @@ class TestTimeAdapter:
         else:
             logits, history = (self.stream or self.shared).run(pixel_values, first)
             output.loss_history = history
+            if logits is None:
+                return
         good = logits.isfinite().all(-1)
         if not good.all():
             logger.warning(

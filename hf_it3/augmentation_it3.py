@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-MAX_SHIFT = 0.07  # of the image side
-MAX_ROTATION = 10.0  # degrees
-MAX_SCALING = 0.10
+MAX_SHIFT = 0.03  # of the image side
+MAX_ROTATION = 12.0  # degrees
+MAX_SCALING = 0.05
 
 
 def augment(images: Tensor, count: int, seed: int = 0) -> Tensor:

@@ -58,9 +58,17 @@ class IT3ImageProcessor(PilBackend):
     do_normalize = True
 
     def __init__(self, **kwargs: Any):
+        if not type(self).__module__.startswith("transformers_modules"):
+            kwargs.pop("auto_map", None)  # refers to code in a repository, which is not needed here
         super().__init__(**kwargs)
         if self.num_channels not in (1, 3):
             raise ValueError(f"IT3ImageProcessor.num_channels must be 1 or 3, got {self.num_channels!r}")
+
+    def resize(self, image: np.ndarray, size: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Resizes an image `(C, H, W)`; one of the right size stays exactly as it is, whatever its range of values."""
+        if image.shape[-2:] == (size.height, size.width):
+            return image
+        return super().resize(image, size, *args, **kwargs)
 
     def process_image(self, image: Any, num_channels: int | None = None, **kwargs: Any) -> np.ndarray:
         """One image as an array of shape `(num_channels, H, W)`, values as given."""
