@@ -1,9 +1,11 @@
 """Models and data sets of an evaluation, from names or objects."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import AutoImageProcessor
@@ -61,8 +63,8 @@ def load_model(
             image_processor = image_processor_for(model.config)
     if model.config.problem_type not in (None, "single_label_classification"):
         raise ValueError(
-            f"{name} has problem_type={model.config.problem_type!r}; robustness is measured by accuracy, for models of "
-            "one class per image"
+            f"{name} has problem_type={model.config.problem_type!r}; robustness is measured by accuracy, for models "
+            "of one class per image"
         )
     if getattr(model, "hf_device_map", None) is None:
         model.to(PartialState().device)
@@ -114,3 +116,15 @@ def describe_dataset(dataset: Any) -> str | None:
         return ", ".join(map(str, dataset))
     one = next(iter(dataset.values())) if isinstance(dataset, Mapping) else dataset
     return getattr(getattr(one, "info", None), "dataset_name", None)
+
+
+@torch.no_grad()
+def weights_checksum(model: nn.Module) -> str | None:
+    """SHA-256 of all parameters and buffers, which tells whether two models are the same; `None` if offloaded."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_meta:
+            return None
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,10 +1,10 @@
 """Results of an evaluation: figures, and where they come from."""
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from .conditions import Condition
@@ -23,10 +23,11 @@ class RobustnessResults:
         settings (`dict`): everything that the figures depend on.
         runs (`list[dict]`): `model` and `seed` of each run.
         conditions (`list[Condition]`): all conditions.
-        methods (`list[str]`): all methods, `"none"` first.
+        methods (`list[str]`): all methods that could be used, `"none"` first.
+        not_applicable (`dict[str, str]`): methods that could not, and why.
         outcomes (`list[dict[int, Outcomes]]`): for each run, by the number of the condition, the answers to every
             image.
-        not_applicable (`dict[str, str]`): methods that no model could use, and why.
+        gates (`list[dict]`): for each run the model's `reference_distance` and gate, `None` without.
         reference (`dict`, *optional*): `name` and `errors` of a reference model.
         complete (`bool`): whether all conditions of all runs are done.
     """
@@ -35,29 +36,41 @@ class RobustnessResults:
     runs: list[dict[str, Any]]
     conditions: list[Condition]
     methods: list[str]
-    outcomes: list[RunOutcomes] = field(default_factory=list)
     not_applicable: dict[str, str] = field(default_factory=dict)
+    outcomes: list[RunOutcomes] = field(default_factory=list)
+    gates: list[dict[str, Any] | None] = field(default_factory=list)
     reference: dict[str, Any] | None = None
     complete: bool = False
+    # Figures by what they are made from: the number of the condition and of the runs that have it.
+    _scores: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict, repr=False)
+    _overall: tuple[tuple[int, bool], dict[str, Any]] | None = field(default=None, repr=False)
 
     def scores_of(self, runs: Sequence[RunOutcomes]) -> list[dict[str, Any]]:
         """Figures of each condition that is done in any of these runs."""
-        return [
-            condition_scores(runs, self.conditions, number)
-            for number in range(len(self.conditions))
-            if any(number in run for run in runs)
-        ]
+        done = [number for number in range(len(self.conditions)) if any(number in run for run in runs)]
+        return [condition_scores(runs, self.conditions, number) for number in done]
 
-    @cached_property
+    @property
     def condition_scores(self) -> list[dict[str, Any]]:
-        """Figures of each condition that is done, means over runs; see `results.json`."""
-        return self.scores_of(self.outcomes)
+        """Figures of each condition that is done, means over runs; as in `results.json`."""
+        scores = []
+        for number in range(len(self.conditions)):
+            key = (number, sum(number in run for run in self.outcomes))
+            if key[1] and key not in self._scores:
+                self._scores[key] = condition_scores(self.outcomes, self.conditions, number)
+            if key[1]:
+                scores.append(self._scores[key])
+        return scores
 
-    @cached_property
+    @property
     def overall(self) -> dict[str, dict[str, Any]]:
-        """Figures over all shifted conditions, by method."""
-        errors = None if self.reference is None or not self.complete else self.reference["errors"]
-        return overall_scores(self.outcomes, self.conditions, self.condition_scores, self.methods, errors)
+        """Figures over all shifted conditions, by method: means, gains with intervals, where it does not help."""
+        done = (sum(map(len, self.outcomes)), self.complete)
+        if self._overall is None or self._overall[0] != done:
+            errors = None if self.reference is None or not self.complete else self.reference["errors"]
+            figures = overall_scores(self.outcomes, self.conditions, self.condition_scores, self.methods, errors)
+            self._overall = (done, figures)
+        return self._overall[1]
 
     def accuracy(self, condition: str, method: str) -> float:
         """Accuracy of a method under a condition, a fraction.
@@ -68,8 +81,8 @@ class RobustnessResults:
         scores = {score["name"]: score for score in self.condition_scores}
         return scores[condition]["methods"][method]["accuracy"]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the single images, as plain values (`None` where a figure is not defined)."""
+    def to_dict(self, with_overall: bool = True) -> dict[str, Any]:
+        """Everything but the single images, as plain values; the figures over all conditions take a while."""
         return {
             "format_version": FORMAT_VERSION,
             "complete": self.complete,
@@ -79,7 +92,7 @@ class RobustnessResults:
             "methods": self.methods,
             "not_applicable": self.not_applicable,
             "reference": None if self.reference is None else self.reference["name"],
-            "overall": self.overall,
+            "overall": self.overall if with_overall else None,
             "conditions": self.condition_scores,
         }
 
@@ -89,8 +102,14 @@ class RobustnessResults:
 
         return format_results(self)
 
+    def save_plots(self, folder: str | os.PathLike) -> list[str]:
+        """Draws all plots into a folder and returns their paths; see [`~hf_it3.evaluation.plots.save_plots`]."""
+        from .plots import save_plots
+
+        return save_plots(self, folder)
+
     def model_index_entries(self, method: str | None = None) -> list[dict[str, Any]]:
-        """`name`, `accuracy_unadapted` and `accuracy_adapted` of each condition; see [`model_index_entries`]."""
+        """See [`~hf_it3.evaluation.model_index_entries`]."""
         from .model_index import model_index_entries
 
         return model_index_entries(self, method)

@@ -1,15 +1,24 @@
 """The one function of robustness evaluation."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from ..adaptation_config_it3 import AdaptationConfig
-from .conditions import make_conditions, parse_corruptions, parse_severities
-from .images import ORDERS, ImageSource
-from .inputs import describe_dataset, load_model, load_subsets
-from .methods import make_methods, why_not_applicable
+from ..metrics import mean_corruption_error
+from .conditions import Condition, make_conditions, parse_corruptions, parse_severities, split_names
+from .execution import Evaluation, on_main_process
+from .images import ORDERS
+from .inputs import LoadedModel, describe_dataset, load_model, load_subsets, weights_checksum
+from .methods import Method, make_methods, why_not_applicable
+from .plots import import_figure
 from .results import RobustnessResults
-from .runner import Runner, by_condition
+from .scores import reference_errors_of
+from .storage import ResultsFolder, read_results
+from .tracking import Tracker
 
 
 def evaluate_robustness(
@@ -32,63 +41,194 @@ def evaluate_robustness(
     revision: str | None = None,
     dtype: Any = None,
     device_map: Any = None,
+    reference: Any = None,
+    output_dir: str | os.PathLike | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    plots: bool = True,
+    report_to: Any = "none",
+    run_name: str | None = None,
     show_progress: bool = True,
 ) -> RobustnessResults:
-    models = models if isinstance(models, (list, tuple)) else [models]
+    """Measures the accuracy of models on corrupted images, without and with several ways of adapting to them.
+
+    Pixels are corrupted in [0, 1] at the model's input size, between the resizing and the normalisation of its image
+    processor. Corruption and order are seeded, by the position of an image in the data set; so the figures depend
+    neither on the number of processes (`torchrun`, `accelerate launch`) nor, without adaptation, on the batch size.
+
+    Args:
+        models: a model ([`IT3ForImageClassification`], Hub name or path) or a list of them, trained with several
+            seeds for example; figures are means over models and seeds.
+        dataset: what to evaluate on: a Hub name, path or `"digits"` (see [`~hf_it3.data.load_images`]); a data set
+            with an image and a label column, which may be streamed; or a mapping from names to data sets, such as
+            published corrupted sets, of which one may be named `"clean"`.
+        split, config_name: which part of a named data set; several, with commas, are conditions of their own.
+        corruptions: `"all"` (MNIST-C for models of grey images, ImageNet-C for colour), `"none"`, suites or names;
+            see [`~hf_it3.corruptions.list_corruptions`]. The images as they are always come first.
+        severities: `"1-5"`, `"1,3"`, a number or a list, for corruptions that have severities.
+        methods: `"none"` (always among them), `"statistics"` (Schneider et al., NeurIPS 2020), `"tent"` (Wang et al.,
+            ICLR 2021), `"torch-ttt"`, `"it3"` (presets of [`AdaptationConfig`]); `"batch"`, `"stream"`, `"image"` (the
+            model's own settings in that scope); or a mapping from names to [`AdaptationConfig`]. All but `"it3"` by
+            default. Methods that a model has no layers for are reported as not applicable.
+        order: `"iid"` (shuffled), `"class-sorted"`, `"mixed"` (every batch holds all conditions) or `"continual"` (as
+            i.i.d., but streams go on from one condition to the next). It decides whether adaptation helps.
+        batch_size: images that adapt together; by default the first model's `config.adaptation.batch_size`.
+        num_samples: so many images, drawn with a fixed seed (of a streamed data set the first ones); default all.
+        seeds: of corruptions and order; one or several.
+        image_processor: by default that of each model's checkpoint.
+        image_column, label_column: by default the usual names.
+        streaming: whether a named data set is streamed instead of loaded; memory then does not grow with its images.
+        revision, dtype, device_map: of models given by name, as in `from_pretrained`.
+        reference: a `results.json` (path, or its content) of a reference model with the same conditions, for mean
+            corruption errors relative to its unadapted accuracy (Hendrycks and Dietterich, ICLR 2019).
+        output_dir: folder for `results.json`, `results.csv`, `plots/` and, for resuming, `outcomes/`; each finished
+            condition is there at once.
+        resume: go on from what is in `output_dir`; the results are those of an uninterrupted evaluation.
+        overwrite: replace what is in `output_dir`.
+        plots: whether to draw plots into `output_dir` (needs matplotlib).
+        report_to, run_name: as in `TrainingArguments`: `"trackio"`, `"tensorboard"`, `"wandb"`, ..., or `"none"`.
+        show_progress: whether the main process shows a progress bar with the running accuracy of its share of images.
+
+    Returns:
+        [`RobustnessResults`], in every process. Accuracies are fractions.
+
+    Raises:
+        ValueError: for unknown names, unsuitable models or data sets, and an `output_dir` that has other results.
+        EvaluationInterrupted: on Ctrl-C, a `KeyboardInterrupt` that carries the `results` so far.
+        ImportError: if corruptions or plots need the extra `eval`.
+
+    Example:
+
+    ```python
+    >>> from hf_it3 import IT3Config, IT3ForImageClassification
+    >>> from hf_it3.evaluation import evaluate_robustness
+    >>> model = IT3ForImageClassification(IT3Config(id2label={i: str(i) for i in range(10)}))
+    >>> results = evaluate_robustness(
+    ...     model, "digits", corruptions="digits-shift/contrast", methods="batch", num_samples=64, show_progress=False
+    ... )
+    >>> [condition.name for condition in results.conditions]
+    ['clean', 'digits-shift/contrast']
+
+    ```
+    """
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    models = models if isinstance(models, (list, tuple)) else [models]
+    _check_arguments(models, order, batch_size, num_samples, seeds)
+    if output_dir is None and (resume or overwrite):
+        raise ValueError("resume and overwrite need output_dir, the folder with the results")
+    if output_dir is not None and plots:
+        import_figure()
+    loaded = [load_model(model, image_processor, revision, dtype, device_map) for model in models]
+    subsets = load_subsets(dataset, split, config_name, streaming)
+    conditions = _conditions(loaded, corruptions, severities, list(subsets))
+    if order == "mixed" and len(subsets) > 1:
+        raise ValueError("order='mixed' mixes corruptions of the same images; evaluate one split or configuration")
+    by_model = [make_methods(methods, one.model.config.adaptation) for one in loaded]
+    if batch_size is None:
+        batch_size = loaded[0].model.config.adaptation.batch_size
+    settings = {
+        "models": [_describe(one, own) for one, own in zip(loaded, by_model, strict=True)],
+        "dataset": describe_dataset(dataset),
+        "config_name": None if config_name is None else split_names(config_name),
+        "split": split,
+        "streaming": streaming,
+        "num_samples": num_samples,
+        "dataset_sizes": [len(one) if hasattr(one, "__len__") else None for one in subsets.values()],
+        "conditions": [condition.name for condition in conditions],
+        "methods": [method.name for method in by_model[0]],
+        "order": order,
+        "batch_size": batch_size,
+        "seeds": seeds,
+    }
+    results = RobustnessResults(
+        settings=settings,
+        runs=[{"model": one.name, "seed": seed} for one in loaded for seed in seeds],
+        conditions=conditions,
+        **_applicable(loaded, by_model),
+        gates=[_gate(one) for one in loaded for _ in seeds],
+        reference=_read_reference(reference, conditions),
+    )
+    folder = tracker = None
+    if output_dir is not None:
+        folder = on_main_process(lambda: ResultsFolder(output_dir, settings, resume, overwrite))
+    if PartialState().is_main_process:
+        tracker = Tracker(report_to, str(output_dir or "."), run_name)
+    evaluation = Evaluation(results, loaded, by_model, subsets, seeds, folder, tracker, show_progress)
+    evaluation.run(num_samples=num_samples, image_column=image_column, label_column=label_column)
+    if folder is not None and plots and PartialState().is_main_process:
+        results.save_plots(Path(output_dir) / "plots")
+    return results
+
+
+def _check_arguments(models, order, batch_size, num_samples, seeds) -> None:
     if order not in ORDERS:
         raise ValueError(f"order={order!r} must be one of {', '.join(ORDERS)}")
-    first = load_model(models[0], image_processor, revision, dtype, device_map)
-    subsets = load_subsets(dataset, split, config_name, streaming)
-    own = first.model.config.adaptation
-    channels = getattr(first.model.config.backbone_config, "num_channels", 3)
-    conditions = make_conditions(parse_corruptions(corruptions, channels), parse_severities(severities), list(subsets))
-    chosen = make_methods(methods, own)
-    batch_size = own.batch_size if batch_size is None else batch_size
-    results = RobustnessResults(
-        settings={
-            "dataset": describe_dataset(dataset),
-            "split": split,
-            "order": order,
-            "batch_size": batch_size,
-        },
-        runs=[],
-        conditions=conditions,
-        methods=[],
-    )
-    for number, model in enumerate(models):
-        loaded = first if number == 0 else load_model(model, image_processor, revision, dtype, device_map)
-        was_training = loaded.model.training
-        loaded.model.eval()
-        sources = {
-            name: ImageSource(
-                one, loaded.image_processor, loaded.model.config, image_column, label_column, num_samples
-            )
-            for name, one in subsets.items()
-        }
-        usable = []
-        for method in make_methods(methods, loaded.model.config.adaptation):
-            reason = why_not_applicable(method, loaded.model)
+    for name, value in (("batch_size", batch_size), ("num_samples", num_samples)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}={value!r} must be an integer >= 1")
+    if not models:
+        raise ValueError("models is empty; pass at least one model")
+    if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={seeds!r} must be one or more different integers >= 0")
+
+
+def _conditions(loaded: list[LoadedModel], corruptions, severities, subsets) -> list[Condition]:
+    channels = [getattr(one.model.config.backbone_config, "num_channels", 3) for one in loaded]
+    chosen = [parse_corruptions(corruptions, number) for number in channels]
+    if any(names != chosen[0] for names in chosen):
+        raise ValueError(
+            f"corruptions={corruptions!r} means other ones for grey than for colour images, and the models have "
+            f"{', '.join(map(str, channels))} channels; name the corruptions, or evaluate the models one by one"
+        )
+    return make_conditions(chosen[0], parse_severities(severities), subsets)
+
+
+def _describe(loaded: LoadedModel, methods: Sequence[Method]) -> dict[str, Any]:
+    return {
+        "name": loaded.name,
+        "weights_sha256": weights_checksum(loaded.model),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "reference_distance": loaded.model.config.reference_distance,
+        "methods": {method.name: None if method.config is None else method.config.to_dict() for method in methods},
+    }
+
+
+def _applicable(loaded: list[LoadedModel], by_model: list[list[Method]]) -> dict[str, Any]:
+    """Methods that some model can use, and why none can use the others."""
+    usable: dict[str, None] = {}
+    reasons: dict[str, str] = {}
+    for one, methods in zip(loaded, by_model, strict=True):
+        for method in methods:
+            reason = why_not_applicable(method, one.model)
             if reason is None:
-                usable.append(method)
+                usable[method.name] = None
             else:
-                results.not_applicable[method.name] = reason
-        results.methods = list(dict.fromkeys([*results.methods, *(m.name for m in usable)]))
-        for seed in seeds:
-            runner = Runner(
-                loaded.model,
-                loaded.image_processor,
-                sources,
-                conditions,
-                usable,
-                order,
-                batch_size,
-                seed,
-                show_progress,
-            )
-            results.runs.append({"model": loaded.name, "seed": seed})
-            passes = [runner.run(sweep) for sweep in runner.passes()]
-            results.outcomes.append(by_condition(passes, len(conditions)))
-        loaded.model.train(was_training)
-    results.complete = True
-    return results
+                reasons.setdefault(method.name, reason)
+    names = [method.name for method in by_model[0] if method.name in usable]
+    return {
+        "methods": names,
+        "not_applicable": {name: reason for name, reason in reasons.items() if name not in usable},
+    }
+
+
+def _gate(loaded: LoadedModel) -> dict[str, Any] | None:
+    config = loaded.model.config
+    if config.reference_distance is None:
+        return None
+    return {**config.reference_distance, "gate": config.adaptation.gate}
+
+
+def _read_reference(reference: Any, conditions: Sequence[Condition]) -> dict[str, Any] | None:
+    """Name and error rates of a reference model, checked before anything is run."""
+    if reference is None:
+        return None
+    content = reference.to_dict() if isinstance(reference, RobustnessResults) else reference
+    if not isinstance(content, Mapping):
+        content = read_results(content)
+    errors = reference_errors_of(content)
+    wanted: dict[str, dict[int, float]] = {}
+    for condition in conditions:
+        if not condition.is_clean:
+            wanted.setdefault(condition.group, {})[condition.severity or 1] = 0.0
+    mean_corruption_error(wanted, errors)
+    return {"name": ", ".join(dict.fromkeys(run["model"] for run in content["runs"])), "errors": errors}

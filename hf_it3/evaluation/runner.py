@@ -81,10 +81,12 @@ class Runner:
 
     def passes(self) -> list[Pass]:
         """All passes, in order. Mixed order has as many as conditions, and each image is under another in each."""
-        if self.order == "mixed":
-            count = len(self.conditions)
-            return [Pass(number, f"mixed {number + 1}/{count}", None, None) for number in range(count)]
-        return [Pass(n, condition.name, n, condition.subset) for n, condition in enumerate(self.conditions)]
+        sweeps = []
+        for number, condition in enumerate(self.conditions):
+            is_mixed = self.order == "mixed"
+            name = f"{number + 1}/{len(self.conditions)} {'mixed' if is_mixed else condition.name}"
+            sweeps.append(Pass(number, name, None if is_mixed else number, condition.subset))
+        return sweeps
 
     def run(self, sweep: Pass) -> Outcomes:
         """Runs one pass; every process gets the outcomes of all."""

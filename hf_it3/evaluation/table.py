@@ -44,8 +44,8 @@ def _accuracies(results: "RobustnessResults", scores: Sequence[dict[str, Any]]) 
     groups: dict[str, list[dict[str, Any]]] = {}
     for score in scores:
         groups.setdefault(Condition(score["corruption"], None, score["subset"]).name, []).append(score)
-    names = _short_names(list(groups))
-    columns = [*results.methods, *results.not_applicable]
+    names = short_names(list(groups))
+    columns = results.settings["methods"]
     rows = [["", *columns, "AUROC shift", "AUROC error"]]
     for name, group in groups.items():
         rows.append([names[name], *(_mean_accuracy(group, method) for method in columns), *_aurocs(group)])
@@ -55,8 +55,8 @@ def _accuracies(results: "RobustnessResults", scores: Sequence[dict[str, Any]]) 
     return _aligned(rows)
 
 
-def _short_names(names: list[str]) -> dict[str, str]:
-    """Without the suite, where there is one only."""
+def short_names(names: list[str]) -> dict[str, str]:
+    """Names of corruptions without their suite, where there is one only."""
     suites = {name.rpartition("/")[0] for name in names if "/" in name}
     return {name: name.rpartition("/")[2] if len(suites) == 1 and ": " not in name else name for name in names}
 
@@ -79,10 +79,8 @@ def _aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = [
-            cell.ljust(width) if n == 0 else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths))
-        ]
-        lines.append("  ".join(cells).rstrip())
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
 
