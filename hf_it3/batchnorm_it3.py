@@ -46,7 +46,8 @@ class _ContiguousGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(features: Tensor) -> Tensor:
-        return features.view_as(features)
+        # Not a view, which the residual connections of ResNet could not add to in place.
+        return features.clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:

@@ -155,11 +155,9 @@ class ModelShell:
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Brings the outcome of an optimizer step from `masters` to the parameters, and forgets stale casts."""
+        """Brings the outcome of an optimizer step from `masters` to the parameters."""
         if self.has_masters:
             torch._foreach_copy_(self.parameters, self.masters)
-        if torch.is_autocast_enabled(self.parameters[0].device.type):
-            torch.clear_autocast_cache()
 
     def __call__(self, pixel_values: Tensor, label_signal: Tensor | None = None) -> Tensor:
         """Logits of shape `(B, num_labels)`."""
@@ -168,6 +166,14 @@ class ModelShell:
 
 @contextmanager
 def gradients_allowed() -> Iterator[None]:
-    """Autograd on, whatever the caller's `no_grad` or `inference_mode`."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
+    """Autograd on, whatever the caller's `no_grad` or `inference_mode`, and no weights cast by autocast kept.
+
+    Autocast would go on to use casts of the weights from before an optimizer step, or casts made without a graph.
+    """
+    caches = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(caches)

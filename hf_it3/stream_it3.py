@@ -1,5 +1,6 @@
 """Weights that live on from call to call, and the guard that sends them back when they collapse."""
 
+import copy
 import math
 from collections import deque
 from typing import Any
@@ -112,8 +113,8 @@ class Stream:
         self.distances.extend(distances.tolist())
         return torch.tensor(list(self.distances), dtype=torch.float64)
 
-    def run(self, pixel_values: Tensor, first: Passes) -> tuple[Tensor, Tensor]:
-        """Takes the stream a batch further; see `SharedAdaptation.run`."""
+    def run(self, pixel_values: Tensor, first: Passes) -> tuple[Tensor | None, Tensor]:
+        """Takes the stream a batch further; see `SharedAdaptation.run`. No logits if the stream has collapsed."""
         logits, history = self.shared.continue_from(pixel_values, first, self.optimizer)
         self.num_images += len(pixel_values)
         self.num_steps += len(history)
@@ -126,7 +127,7 @@ class Stream:
                 resets = self.num_resets + 1
                 self.reset()
                 self.num_resets = resets
-                logits = first.logits.detach()
+                logits = None
         return logits, history
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,7 +137,7 @@ class Stream:
             "settings": self.config.to_dict(),
             "parameters": _copies(shell.names, shell.masters),
             "anchor": None if anchor is None else _copies(anchor.names, anchor.masters),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "guard": self.guard.state_dict(),
             "distances": list(self.distances),
             "num_images": self.num_images,
@@ -149,7 +150,7 @@ class Stream:
         shell, anchor = self.shared.shell, self.shared.anchor_shell
         if missing := {"settings", "parameters", "anchor", "optimizer", "guard", "distances"} - set(state):
             raise ValueError(f"this is not the state of a stream: it lacks {', '.join(sorted(missing))}")
-        for name in ("optimizer", "parameters", "anchor"):
+        for name in ("optimizer", "learning_rate", "parameters", "anchor"):
             ours, theirs = self.config.to_dict()[name], state["settings"].get(name)
             if ours != theirs:
                 raise ValueError(f"the stream was saved with {name}={theirs!r}, this adapter has {name}={ours!r}")
@@ -161,7 +162,8 @@ class Stream:
         if anchor is not None:
             anchor.load([state["anchor"][name] for name in anchor.names])
         self.optimizer = self.shared.fresh_optimizer()
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Copied, because the optimizer goes on to change in place what it is given.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.guard.load_state_dict(state["guard"])
         self.distances = deque(state["distances"], maxlen=self.config.gate_window)
         self.num_images, self.num_steps = state["num_images"], state["num_steps"]

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from transformers import set_seed
+from transformers import ResNetConfig, set_seed
 
 from hf_it3 import IT3CNNConfig, IT3Config, IT3ForImageClassification, IT3ImageProcessor, IT3Trainer
 from hf_it3 import IT3TrainingArguments as TrainingArguments
@@ -102,6 +102,18 @@ def random_model():
     """An untrained model of the same shape, in eval mode."""
     set_seed(1)
     return IT3ForImageClassification(tiny_config()).eval()
+
+
+@pytest.fixture
+def batch_norm_model():
+    """An untrained ResNet for the same images, whose BatchNorm statistics are not those of random weights alone."""
+    set_seed(2)
+    backbone = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=10)
+    model = IT3ForImageClassification(IT3Config(backbone_config=backbone)).train()
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.randn(16, 1, 16, 16), labels=torch.randint(0, 10, (16,)))
+    return model.eval()
 
 
 @pytest.fixture(scope="session")
