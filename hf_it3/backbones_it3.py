@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from .configuration_cnn_it3 import IT3CNNConfig
 from .configuration_it3 import IT3Config
+from .injection_it3 import last_channels
 from .modeling_cnn_it3 import IT3CNNForImageClassification
 
 
@@ -103,20 +104,15 @@ class HeadlessClassifier(nn.Module):
 
 
 def _feature_size(model: PreTrainedModel) -> int:
-    channels = getattr(model, "channels", None) or getattr(model, "num_features", None)
-    if isinstance(channels, (list, tuple)):
-        return channels[-1]
-    config = model.config
-    for name in ("hidden_sizes", "hidden_size", "embed_dims", "embed_dim", "last_hidden_channels"):
-        value = getattr(config, name, None)
-        if isinstance(value, (list, tuple)):
-            return value[-1]
-        if isinstance(value, int):
-            return value
-    raise ValueError(
-        f"cannot tell the feature size of {type(model).__name__}; add a classification head yourself and pass the "
-        "classifier"
-    )
+    """Channels of a headless model's features: as an `AutoBackbone` says, or those of its last layer."""
+    channels = getattr(model, "channels", None)
+    size = channels[-1] if isinstance(channels, (list, tuple)) else last_channels(model)
+    if size is None:
+        raise ValueError(
+            f"cannot tell the feature size of {type(model).__name__}; add a classification head yourself and pass the "
+            "classifier"
+        )
+    return size
 
 
 def has_head(architecture: str) -> bool:
@@ -160,8 +156,9 @@ def check_rebuildable(config: PreTrainedConfig, backbone: nn.Module) -> None:
     known = config.model_type == IT3CNNConfig.model_type or config.model_type in CONFIG_MAPPING
     if not known:
         raise ValueError(
-            f"a wrapped {type(backbone).__name__} cannot be loaded again: model_type={config.model_type!r} is unknown "
-            "to the Auto classes; register it with AutoConfig and AutoModelForImageClassification, here and before loading"
+            f"a wrapped {type(backbone).__name__} cannot be loaded again: model_type={config.model_type!r} is "
+            "unknown to the Auto classes; register it with AutoConfig and AutoModelForImageClassification, here "
+            "and before loading"
         )
 
 

@@ -241,21 +241,15 @@ def count_channels(layer: nn.Module, name: str) -> int:
 
 def last_channels(layer: nn.Module) -> int | None:
     """As [`count_channels`], but `None` where nothing tells."""
-    sized = _last_sized(layer)
-    return None if sized is None else sized[1]
-
-
-def ends_channels_last(layer: nn.Module) -> bool:
-    """Whether the last convolution, linear or normalisation layer inside puts channels on the last axis."""
-    sized = _last_sized(layer)
-    return sized is not None and type(sized[0]) in (nn.Linear, nn.LayerNorm)
-
-
-def _last_sized(layer: nn.Module) -> tuple[nn.Module, int] | None:
     for module in reversed(list(layer.modules())):
         for attribute in ("out_channels", "out_features", "num_features", "normalized_shape", "num_channels"):
             value = getattr(module, attribute, None)
             is_leaf = next(module.children(), None) is None or isinstance(module, nn.modules.batchnorm._BatchNorm)
             if value is not None and is_leaf:
-                return module, value[-1] if isinstance(value, (tuple, list, torch.Size)) else int(value)
+                return value[-1] if isinstance(value, (tuple, list, torch.Size)) else int(value)
     return None
+
+
+def puts_channels_last(layer: nn.Module) -> bool:
+    """Whether the layer is one that puts channels on the last axis, whatever the shape."""
+    return type(layer) in (nn.Linear, nn.LayerNorm)

@@ -151,13 +151,13 @@ def build_model_card(
         base_model=public_id(base_model or _base_of(config)),
         datasets=[dataset] if public_id(dataset) and "/" in dataset else None,
         metrics=["accuracy"],
-        model_name=model_id.split("/")[-1],
+        model_name=_name(model_id) if results else None,
         eval_results=_eval_results(results, dataset, dataset_name) or None,
     )
     text = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        title=model_id.split("/")[-1],
+        title=_name(model_id),
         model_id=model_id,
         dataset_name=dataset_name or dataset,
         adapted=_adapted_facts(adapted) if adapted else None,
@@ -180,6 +180,10 @@ def build_model_card(
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n")
     card.text = sign(text, model_id, card.data.to_dict())
     return card
+
+
+def _name(model_id: str) -> str:
+    return model_id.split("/")[-1]
 
 
 def public_id(name: Any) -> str | None:

@@ -7,23 +7,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .adaptation_it3 import AdaptationOutput, TestTimeAdapter
-from .backbones_it3 import LOADING_ARGUMENTS, ModuleConfig, backbone_logits, build_backbone, take_over
+from .backbones_it3 import (
+    LOADING_ARGUMENTS,
+    backbone_logits,
+    build_backbone,
+    drop_weight_caches,
+    take_over,
+)
 from .batchnorm_it3 import split_batch_norms
 from .configuration_it3 import IT3Config
+from .hub_mixin_it3 import HubMixin
 from .injection_it3 import (
     CheckpointInSamePass,
     ForwardPass,
     SignalInjection,
+    batch_norm_behind,
     count_channels,
     find_injection_layer,
     get_injection_layer,
+    puts_channels_last,
     running_pass,
+    suggest_injection_layer,
 )
 from .modeling_cnn_it3 import init_like_torch
 from .objective_it3 import one_hot_signal
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -64,7 +77,7 @@ class LabelEmbedder(nn.Sequential):
         )
 
 
-class IT3ForImageClassification(PreTrainedModel):
+class IT3ForImageClassification(HubMixin, PreTrainedModel):
     """An idempotent image classifier: `f(x)` classifies images, `f(x, s)` classifies them given a label signal.
 
     Trained so that `f(x) = y` and `f(x, y) = y`, it can adapt itself at test time by making its own prediction a fixed
@@ -113,6 +126,7 @@ class IT3ForImageClassification(PreTrainedModel):
         config.sync_backbone_labels()
         self.backbone = build_backbone(config) if backbone is None else backbone
         split_batch_norms(self.backbone)
+        drop_weight_caches(self.backbone)
         self._connect_injection_layer()
         if embedder is None and config.embedder_class is not None:
             raise ValueError(
@@ -128,10 +142,18 @@ class IT3ForImageClassification(PreTrainedModel):
         config = self.config
         if config.injection_layer is None:
             config.injection_layer = find_injection_layer(self.backbone)
-        layer = get_injection_layer(self.backbone, config.injection_layer)
+        name = config.injection_layer
+        layer = get_injection_layer(self.backbone, name)
         if config.injection_channels is None:
-            config.injection_channels = count_channels(layer, config.injection_layer)
-        layer.register_forward_hook(SignalInjection(config.injection_layer, config.combine))
+            config.injection_channels = count_channels(layer, name)
+        if behind := batch_norm_behind(self.backbone, name):
+            logger.warning(
+                f"injection_layer={name!r} lies in front of the BatchNorm {behind!r}, which with batch statistics (in "
+                "training, and with norm_statistics='batch' or 'mixed') erases what a batch's signals have in common; "
+                f"injection_layer={behind!r} lies behind it"
+            )
+        better = suggest_injection_layer(self.backbone)
+        layer.register_forward_hook(SignalInjection(name, config.combine, puts_channels_last(layer), better))
 
     def _init_weights(self, module: nn.Module) -> None:
         init_like_torch(module)
@@ -174,38 +196,6 @@ class IT3ForImageClassification(PreTrainedModel):
         if first is not None:
             model.embedder.to(device=first.device, dtype=first.dtype)
         return model.train(module.training)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Loads a saved model; see `PreTrainedModel.from_pretrained` for the arguments, and `embedder` for models with
-        a label embedder of their own.
-
-        Raises:
-            ValueError: if the checkpoint lacks weights, those of the embedder for instance.
-        """
-        with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        if missing := sorted(info["missing_keys"]):
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks weights of {cls.__name__}: {', '.join(missing[:4])}"
-                f"{', ...' if len(missing) > 4 else ''}; wrap a plain classifier with {cls.__name__}.from_backbone"
-            )
-        return (model, info) if with_info else model
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """Saves weights, embedder and signal statistics included, and configuration; see `PreTrainedModel`.
-
-        Raises:
-            ValueError: if the backbone is a plain `nn.Module` or the configuration holds a callable.
-        """
-        if self.config.backbone_config.model_type == ModuleConfig.model_type:
-            raise ValueError(
-                f"a wrapped {type(self.backbone).__name__} cannot be saved, since no configuration tells how to build "
-                "it again; make it a transformers.PreTrainedModel with a configuration class, and wrap that"
-            )
-        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def forward(
         self,
@@ -261,10 +251,11 @@ class IT3ForImageClassification(PreTrainedModel):
         with running_pass(forward_pass):
             output = self.backbone(pixel_values, **kwargs)
         if signal is not None and not forward_pass.injected:
+            better = suggest_injection_layer(self.backbone)
+            example = f", for example {better!r}" if better not in (None, self.config.injection_layer) else ""
             raise RuntimeError(
                 f"injection_layer={self.config.injection_layer!r} did not run in the forward pass of "
-                f"{type(self.backbone).__name__}; choose a layer that does, for example "
-                f"{find_injection_layer(self.backbone)!r}"
+                f"{type(self.backbone).__name__}; choose a layer that does{example}"
             )
         return backbone_logits(output, self.backbone), output
 
@@ -272,8 +263,7 @@ class IT3ForImageClassification(PreTrainedModel):
         if self.config.neutral_signal == "none":
             return None
         value = 0.0 if self.config.neutral_signal == "zeros" else 1.0 / self.config.num_labels
-        dtype = next(self.embedder.parameters()).dtype
-        return torch.full((len(pixel_values), self.config.num_labels), value, dtype=dtype, device=pixel_values.device)
+        return torch.full((len(pixel_values), self.config.num_labels), value, device=pixel_values.device)
 
     def _embed(self, signal: Tensor, batch_size: int) -> Tensor:
         expected = (batch_size, self.config.num_labels)

@@ -17,6 +17,7 @@ from transformers.pipelines import ImageClassificationPipeline
 from .adaptation_config_it3 import AdaptationConfig
 from .adaptation_it3 import TestTimeAdapter
 from .image_processing_it3 import match_channels, to_mode
+from .remote_code_it3 import is_remote_code
 
 
 _OVERRIDES = tuple(inspect.signature(AdaptationConfig).parameters)
@@ -81,6 +82,8 @@ class IT3Pipeline(ImageClassificationPipeline):
     _load_image_processor = True
     _load_feature_extractor = False
     _load_tokenizer = False
+    # Otherwise the code of a repository is taken for a video processor's, and has to be trusted.
+    _load_video_processor = False
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._adapters: list[tuple[AdaptationConfig, TestTimeAdapter]] = []
@@ -213,6 +216,22 @@ class IT3Pipeline(ImageClassificationPipeline):
             adapter = TestTimeAdapter(self.model, config)
             self._adapters = [(config, adapter), *self._adapters[: _MAX_ADAPTERS - 1]]
             return adapter
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Saves model and image processor.
+
+        Args:
+            save_directory (`str` or `PathLike`): where to save.
+            kwargs: as in `save_pretrained` of the model, `include_code` and `delta` for instance.
+        """
+        self.image_processor.save_pretrained(save_directory)
+        self.model.save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Pushes model, image processor and model card to the Hub, in one commit; see `push_to_hub` of the model."""
+        if is_remote_code(self):
+            return super().push_to_hub(repo_id, **kwargs)
+        return self.model.push_to_hub(repo_id, image_processor=self.image_processor, **kwargs)
 
     def adapter(self, **overrides: Any) -> TestTimeAdapter:
         """The adapter behind the calls of this pipeline, to `reset()` a stream or take its `adapted_model()`."""

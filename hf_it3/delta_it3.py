@@ -1,0 +1,142 @@
+"""Loading of models: safetensors only, whole or as a delta, the tensors that differ from a base model."""
+
+import copy
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.utils import cached_file
+from transformers.utils.hub import resolve_revision
+
+
+DELTA_NAME = "delta.safetensors"
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# These belong to the repository of the delta, not to that of its base.
+_OWN_ARGUMENTS = ("config", "revision", "subfolder", "variant", "_commit_hash", "adapter_kwargs")
+
+
+def is_delta(base_model: dict[str, Any] | None) -> bool:
+    """Whether a saved configuration's `base_model` says that only changed weights are there."""
+    return bool(base_model) and base_model.get("weights") == "delta"
+
+
+def load(model_class: type, load_whole: Callable, name: Any, args: tuple, kwargs: dict[str, Any]) -> tuple:
+    """Loads a whole or a delta repository.
+
+    Args:
+        model_class: the class to load.
+        load_whole (callable): `from_pretrained` of `PreTrainedModel`.
+        name (`str` or `PathLike`): repository or directory.
+        args, kwargs: the other arguments of `from_pretrained`.
+
+    Returns:
+        The model and the loading info.
+
+    Raises:
+        ValueError: for weights that are corrupt, of another shape, or pickled.
+        OSError: as transformers raises it, for files that are missing.
+    """
+    if kwargs.setdefault("use_safetensors", True) is False:
+        raise ValueError(
+            f"use_safetensors=False: the weights of {name} are read from safetensors files only, because loading a "
+            "pickle file can run code"
+        )
+    keeps_mismatched = kwargs.get("ignore_mismatched_sizes", False)
+    kwargs["ignore_mismatched_sizes"] = True
+    saved: dict[str, Any] = {}
+    commit = None
+    if name is not None:
+        commit = _resolve(name, kwargs)
+        if commit is not None:
+            # One commit for configuration and weights. It also keeps transformers from asking a conversion service
+            # for safetensors where a repository has none.
+            kwargs["revision"] = commit
+        saved, _ = PreTrainedConfig.get_config_dict(name, **_of_hub(kwargs))
+    try:
+        if is_delta(saved.get("base_model")):
+            model, info = _load_delta(model_class, load_whole, name, saved["base_model"], args, kwargs)
+        else:
+            model, info = load_whole(name, *args, output_loading_info=True, **kwargs)
+    except SafetensorError as error:
+        raise ValueError(_corrupt(name, error)) from error
+    except OSError as error:
+        if "use_safetensors" in str(error) or _has_pickle(name):
+            raise OSError(
+                f"{name} has no model.safetensors; weights are read from safetensors files only, a pickle file such "
+                "as pytorch_model.bin is refused because loading one can run code"
+            ) from error
+        raise
+    # An adapted model refers to its base by it.
+    model.config._commit_hash = commit
+    if info["mismatched_keys"] and not keeps_mismatched:
+        key, saved_shape, shape = sorted(info["mismatched_keys"])[0]
+        raise ValueError(
+            f"{len(info['mismatched_keys'])} weights of {name} do not fit the configuration (num_labels="
+            f"{model.config.num_labels}): {key} is saved as {tuple(saved_shape)}, expected {tuple(shape)}"
+        )
+    return model, info
+
+
+def _of_hub(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+
+
+def _resolve(name: Any, kwargs: dict[str, Any]) -> str | None:
+    """The commit that a repository's revision stands for; `None` for a directory, and for what cannot be reached."""
+    names = ("revision", "token", "local_files_only", "cache_dir")
+    revision = resolve_revision(name, **{key: kwargs[key] for key in names if key in kwargs})
+    return getattr(revision, "resolved", None)
+
+
+def _corrupt(name: Any, error: Exception) -> str:
+    return f"the weights of {name} are corrupt or truncated ({error}); download or save them again"
+
+
+def _has_pickle(name: Any) -> bool:
+    return (
+        name is not None
+        and os.path.isdir(name)
+        and any(file.startswith("pytorch_model") and ".bin" in file for file in os.listdir(name))
+        and not any(file.endswith(".safetensors") for file in os.listdir(name))
+    )
+
+
+def _load_delta(
+    model_class: Any, load_whole: Callable, name: Any, base_model: dict[str, Any], args: tuple, kwargs: dict[str, Any]
+) -> tuple:
+    base = base_model.get("delta_of") or {}
+    if not (base.get("name_or_path") and base.get("revision")):
+        raise ValueError(f"{name} holds changed weights only, but its config.json does not name base and revision")
+    file = cached_file(name, DELTA_NAME, **_of_hub(kwargs))
+    config = kwargs.get("config")
+    if not isinstance(config, PreTrainedConfig):
+        config, kwargs = model_class.config_class.from_pretrained(name, return_unused_kwargs=True, **kwargs)
+    base_config = copy.deepcopy(config)
+    own = {key: value for key, value in kwargs.items() if key not in _OWN_ARGUMENTS}
+    model, info = load_whole(
+        base["name_or_path"], *args, output_loading_info=True, **own, config=base_config, revision=base["revision"]
+    )
+    _apply(model, file, name)
+    model.config.name_or_path = model.name_or_path = str(name)
+    return model, info
+
+
+def _apply(model: nn.Module, file: str, name: Any) -> None:
+    """Writes the tensors of a delta file into the model."""
+    state = model.state_dict()
+    with safe_open(file, framework="pt") as delta, torch.no_grad():
+        for key in delta.keys():  # noqa: SIM118 (it is no mapping)
+            value = delta.get_tensor(key)
+            if key not in state or state[key].shape != value.shape:
+                expected = tuple(state[key].shape) if key in state else "no such weight"
+                raise ValueError(
+                    f"the changed weights of {name} do not fit the base model: {key} has shape {tuple(value.shape)}, "
+                    f"expected {expected}"
+                )
+            if state[key].is_meta:
+                raise ValueError(f"{name} holds changed weights only, which cannot be applied to offloaded weights")
+            state[key].copy_(value)

@@ -1,0 +1,89 @@
+"""Loading, saving and pushing of idempotent models."""
+
+import importlib
+import os
+
+from .backbones_it3 import check_rebuildable
+from .delta_it3 import is_delta, load
+from .remote_code_it3 import is_remote_code, write_code
+
+
+class HubMixin:
+    """What [`IT3ForImageClassification`] adds to loading, saving and pushing of `PreTrainedModel`."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Loads a saved model, whole or as a delta; see `PreTrainedModel.from_pretrained` for the arguments, and
+        `embedder` for models with a label embedder of their own.
+
+        Raises:
+            ValueError: if weights are missing (those of the embedder for instance), corrupt, pickled, or do not fit.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = load(cls, super().from_pretrained, pretrained_model_name_or_path, model_args, kwargs)
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks weights of {cls.__name__}: {', '.join(missing[:4])}"
+                f"{', ...' if len(missing) > 4 else ''}; wrap a plain classifier with {cls.__name__}.from_backbone"
+            )
+        return (model, info) if with_info else model
+
+    def save_pretrained(
+        self,
+        save_directory,
+        *args,
+        delta: bool = False,
+        include_code: bool = False,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **kwargs,
+    ):
+        """Saves weights, embedder and signal statistics included, and configuration; see `PreTrainedModel`.
+
+        Args:
+            save_directory (`str` or `PathLike`): where to save.
+            delta (`bool`): for adapted models: save only what adaptation changed, and refer to the base model.
+            include_code (`bool`): save the code as well, for those who load the model without this package. A model
+                that was itself loaded as remote code always brings its code.
+            push_to_hub (`bool`), repo_id (`str`, *optional*): push as well, see [`push_to_hub`].
+            args, kwargs: as in `PreTrainedModel`.
+
+        Raises:
+            ValueError: if the backbone is a plain `nn.Module` or the configuration holds a callable.
+        """
+        check_rebuildable(self.config.backbone_config, self.backbone)
+        if delta:
+            self._package_module("delta").save_delta(self, save_directory)
+        else:
+            if is_delta(self.config.base_model):
+                kept = {key: value for key, value in self.config.base_model.items() if key != "delta_of"}
+                self.config.base_model = {**kept, "weights": "all"}
+            super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True) and (include_code or is_remote_code(self)):
+            write_code(save_directory)
+        if push_to_hub:
+            repo_id = repo_id or os.path.basename(os.path.normpath(save_directory))
+            names = ("token", "private", "revision", "create_pr", "commit_message")
+            hub = {name: kwargs[name] for name in names if name in kwargs}
+            self.push_to_hub(repo_id, delta=delta, include_code=include_code, **hub)
+
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """Pushes weights, configuration, image processor and model card to the Hub, in one commit.
+
+        Args:
+            repo_id (`str`): `"user/name"`.
+            kwargs: those of `PreTrainedModel.push_to_hub`, and `delta`, `include_code`, `image_processor`,
+                `data_description`, `card`: see [`~hf_it3.hub.push_model`].
+
+        Raises:
+            HfHubHTTPError: the client's own exceptions, for access and connection.
+        """
+        if is_remote_code(self):
+            return super().push_to_hub(repo_id, **kwargs)
+        return self._package_module("hub").push_model(self, repo_id, **kwargs)
+
+    def _package_module(self, name: str):
+        """A module of the package that does not travel with the weights."""
+        if is_remote_code(self):
+            raise ImportError(f"a model loaded as remote code has no {name!r}; pip install hf-it3, and import hf_it3")
+        return importlib.import_module(f".{name}", __package__)
