@@ -9,7 +9,7 @@ from hf_it3.augmentation_it3 import augment
 
 
 def entropy(p):
-    return torch.distributions.Categorical(probs=p).entropy()
+    return torch.special.entr(p).sum(-1)
 
 
 DISTANCES = {

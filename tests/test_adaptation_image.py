@@ -1,0 +1,173 @@
+"""Scope image: every image its own adapted weights, the same as in a loop, from itself or its augmentations."""
+
+import pytest
+import torch
+from naive_adaptation import DISTANCES, image_by_image
+
+from hf_it3 import TestTimeAdapter
+from hf_it3.augmentation_it3 import augment
+
+
+ALONE = {"scope": "image", "gate": None, "augmentations": 0, "num_steps": 3, "learning_rate": 3e-3}
+
+
+@pytest.fixture
+def double_model(model):
+    return model.double()
+
+
+@pytest.fixture
+def few(shifted_images):
+    return shifted_images[:6].double()
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"distance": distance} for distance in DISTANCES),
+        {"anchor": "self"},
+        {"anchor": "ema", "ema_decay": 0.6},
+        {"optimizer": "sgd", "learning_rate": 0.1},
+        {"optimizer": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.02},
+        {"augmentations": 4, "augmentation_steps": 2},
+        {"augmentations": 4, "augmentation_steps": None},
+        {"augmentations": 4, "augmentation_steps": 2, "anchor": "ema", "ema_decay": 0.6},
+        {"augmentations": 4, "augmentation_steps": 2, "anchor": "self", "max_grad_norm": 0.02, "optimizer": "sgd"},
+        {"augmentations": 4, "augmentation_steps": 0},
+        {"chunk_size": 4},
+        {"chunk_size": 4, "augmentations": 3, "augmentation_steps": 2},
+    ],
+    ids=str,
+)
+def test_all_images_at_once_equal_a_loop_over_images(double_model, few, vectorize, settings):
+    settings = {**ALONE, **settings}
+    output = TestTimeAdapter(double_model, vectorize=vectorize, **settings)(few)
+    expected = image_by_image(double_model, few, **settings)
+    actual = output.logits
+    if settings["augmentations"]:
+        # The mean of predictions has logits up to a constant.
+        actual, expected = actual.log_softmax(-1), expected.log_softmax(-1)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
+    assert output.adapted.all()
+    assert not torch.allclose(output.logits, output.initial_logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["batch", "mixed"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"anchor": "self"},
+        {"anchor": "ema"},
+        {"parameters": "norm"},
+        {"augmentations": 3, "augmentation_steps": 1},
+        {"augmentations": 3, "augmentation_steps": 0},
+    ],
+    ids=str,
+)
+def test_statistics_of_one_image_are_its_own(batch_norm_model, kind, settings):
+    model = batch_norm_model.double()
+    images = torch.rand(3, 1, 16, 16, dtype=torch.float64) + 0.5
+    settings = {**ALONE, "norm_statistics": kind, "prior_count": 2, **settings}
+    together = TestTimeAdapter(model, vectorize=True, **settings)(images).logits
+    for loop in (
+        TestTimeAdapter(model, vectorize=False, **settings)(images).logits,
+        torch.cat([TestTimeAdapter(model, **settings)(image[None]).logits for image in images]),
+    ):
+        torch.testing.assert_close(together, loop, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("settings", [{}, {"augmentations": 3, "augmentation_steps": 1}], ids=str)
+def test_the_size_of_chunks_does_not_matter(double_model, few, settings):
+    settings = {**ALONE, **settings}
+    whole = TestTimeAdapter(double_model, **settings)(few)
+    for size in (1, 4, 100):
+        chunked = TestTimeAdapter(double_model, chunk_size=size, **settings)(few)
+        torch.testing.assert_close(chunked.logits, whole.logits, rtol=0, atol=1e-9)
+        torch.testing.assert_close(chunked.loss_history, whole.loss_history, rtol=0, atol=1e-9)
+
+
+def test_neither_company_nor_order_of_images_matters(double_model, few):
+    adapter = TestTimeAdapter(double_model, **ALONE)
+    logits = adapter(few).logits
+    torch.testing.assert_close(adapter(few.flip(0)).logits.flip(0), logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(adapter(few[2:3]).logits, logits[2:3], rtol=0, atol=1e-9)
+
+
+def test_every_image_has_its_own_losses(double_model, few):
+    output = TestTimeAdapter(double_model, **ALONE)(few)
+    assert output.loss_history.shape == (3, 6)
+    torch.testing.assert_close(output.loss_history[0], output.idempotence, rtol=0, atol=1e-9)
+    assert (output.loss_history[-1] < output.loss_history[0]).all()
+
+
+def test_vectorized_steps_need_a_named_optimizer(model):
+    with pytest.raises(ValueError, match="vectorize=True needs a named optimizer"):
+        TestTimeAdapter(model, scope="image", vectorize=True, optimizer=torch.optim.SGD)
+
+
+def test_an_optimizer_of_the_callers_own_sees_one_image_at_a_time(double_model, few):
+    def mine(parameters):
+        return torch.optim.Adam(parameters, lr=ALONE["learning_rate"])
+
+    output = TestTimeAdapter(double_model, **{**ALONE, "optimizer": mine})(few)
+    torch.testing.assert_close(output.logits, image_by_image(double_model, few, **ALONE), rtol=0, atol=1e-9)
+
+
+def test_a_distance_of_the_callers_own_is_vectorized_too(double_model, few):
+    def mine(y1, y0):
+        return (y1 - y0).abs().sum(-1)
+
+    settings = {**ALONE, "distance": mine}
+    output = TestTimeAdapter(double_model, vectorize=True, **settings)(few)
+    torch.testing.assert_close(output.logits, image_by_image(double_model, few, **settings), rtol=0, atol=1e-9)
+
+
+class TestOneImage:
+    def test_alone_it_is_averaged_over_augmentations(self, double_model, few):
+        settings = {"gate": None, "augmentations": 5, "augmentation_steps": 0}
+        output = TestTimeAdapter(double_model, **settings)(few[:1])
+        views = augment(few[:1], 5)[0]
+        expected = double_model(views).logits.softmax(-1).mean(0).log()
+        torch.testing.assert_close(output.logits[0].log_softmax(-1), expected.log_softmax(-1), rtol=0, atol=1e-9)
+        assert output.adapted.item()
+
+    def test_with_others_it_is_not(self, double_model, few):
+        settings = {"gate": None, "augmentations": 5, "augmentation_steps": 0, "num_steps": 0}
+        output = TestTimeAdapter(double_model, **settings)(few)
+        assert torch.equal(output.logits, output.initial_logits)
+
+    @pytest.mark.parametrize(
+        ("problem_type", "predict"),
+        [("multi_label_classification", torch.sigmoid), ("regression", lambda logits: logits)],
+    )
+    def test_the_average_is_one_of_predictions_of_the_models_kind(self, double_model, few, problem_type, predict):
+        double_model.config.problem_type = problem_type
+        settings = {"gate": None, "augmentations": 5, "augmentation_steps": 0, "distance": "mse"}
+        output = TestTimeAdapter(double_model, **settings)(few[:1])
+        expected = predict(double_model(augment(few[:1], 5)[0]).logits).mean(0)
+        torch.testing.assert_close(predict(output.logits[0]), expected, rtol=0, atol=1e-5)
+
+
+class TestAugmentations:
+    def test_the_first_copy_is_the_image_itself(self, shifted_images):
+        copies = augment(shifted_images, 4)
+        assert copies.shape == (64, 4, 1, 16, 16)
+        assert torch.equal(copies[:, 0], shifted_images)
+        assert all(not torch.allclose(copies[:, i], copies[:, j]) for i in range(4) for j in range(i))
+
+    def test_they_are_the_same_for_every_image_and_channel(self):
+        image = torch.rand(1, 1, 12, 20)
+        copies = augment(torch.cat([image, image]).expand(2, 3, 12, 20), 3)
+        torch.testing.assert_close(copies[0], copies[1])
+        torch.testing.assert_close(copies[:, :, 0], copies[:, :, 2])
+
+    def test_they_are_small_changes(self, images):
+        copies = augment(images, 16)
+        difference = (copies - images[:, None]).abs().mean((0, 2, 3, 4))
+        unrelated = (images - images.roll(1, 0)).abs().mean()
+        assert (difference < unrelated).all()
+
+    def test_an_even_image_stays_even(self):
+        torch.testing.assert_close(augment(torch.full((1, 1, 9, 9), 0.7), 8), torch.full((1, 8, 1, 9, 9), 0.7))
