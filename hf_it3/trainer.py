@@ -83,6 +83,11 @@ class IT3Trainer(Trainer):
                 )
             if compute_metrics is None and config.problem_type in (None, "single_label_classification"):
                 compute_metrics = classification_metrics
+            # A later model.push_to_hub takes it along.
+            model._image_processor = processing_class
+        if args.label_names is None:
+            # Trainer would count `label_signal` among the labels, and evaluate without any where a batch lacks it.
+            args.label_names = ["labels"]
         if args.freeze_backbone and model is not None:
             _freeze_backbone(model)
         super().__init__(
