@@ -13,7 +13,12 @@ from .version import __version__
 # Name of the subcommand (its module is imported only when it is called) and what it does.
 COMMANDS = {
     "demo": "train, save, load and adapt the tutorial's network, on digits or MNIST",
+    "corruptions": "list the corruptions, or draw a picture of them",
     "evaluate": "evaluate models under corruptions, without and with adaptation",
+    "train": "train a new or wrapped model on a data set of images",
+    "inspect": "print where the label signal enters a model and what adaptation changes",
+    "adapt": "adapt a model to unlabelled images and keep the result",
+    "push": "push a saved model to the Hub",
     "env": "print versions, for bug reports",
 }
 

@@ -1,0 +1,195 @@
+"""Trains an idempotent classifier: the tutorial's network, or any image classifier, wrapped.
+
+Takes every field of IT3TrainingArguments beside the options for model and data, and runs alone, under torchrun and
+under accelerate launch:
+
+  hf-it3 train --backbone microsoft/resnet-18 --dataset food101 --do_train --do_eval --output_dir runs/food
+  torchrun --nproc_per_node 4 -m hf_it3.cli train --dataset digits --do_train --do_eval --output_dir runs/digits
+"""
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from ..training_arguments import IT3TrainingArguments
+
+
+CNN = "cnn"
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained."""
+
+    backbone: str = field(
+        default=CNN,
+        metadata={"help": "Hub name or path of an image classifier or idempotent model; 'cnn': a small new one."},
+    )
+    injection_layer: str | None = field(
+        default=None, metadata={"help": "Layer whose output receives the label signal; see hf-it3 inspect --layers."}
+    )
+    neutral_signal: str = field(
+        default="none", metadata={"help": "What the first pass injects.", "choices": ["none", "zeros", "uniform"]}
+    )
+    idempotence_weight: float = field(default=1.0, metadata={"help": "Weight of the second pass's loss."})
+    distance: str = field(default="neg_dot", metadata={"help": "Idempotence distance, see AdaptationConfig."})
+    adaptation: str | None = field(
+        default=None,
+        metadata={"help": "Adaptation settings for the model to carry, as JSON: '{\"num_steps\": 3}'."},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the backbone."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "'eager' or 'sdpa', for transformers."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Allow the backbone's own code to run."})
+
+
+@dataclass
+class DataArguments:
+    """Which images it is trained on."""
+
+    dataset: str = field(
+        default="digits", metadata={"help": "'digits' (bundled), a Hub name, a local data set or a folder of images."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on; by default the first of 'validation' and 'test'."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read the data set while training; needs max_steps."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many images."})
+
+
+_GROUPS = (ModelArguments, DataArguments, IT3TrainingArguments)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The fields of all three groups, as `HfArgumentParser` reads them."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    for group in _GROUPS:
+        options = parser.add_argument_group(group.__name__)
+        for action in HfArgumentParser(group, add_help=False)._actions:
+            options._add_action(action)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains, evaluates and saves what the arguments ask for, and prints the metrics."""
+    model_arguments, data_arguments, training_arguments = (_collect(group, arguments) for group in _GROUPS)
+    train(model_arguments, data_arguments, training_arguments)
+
+
+def _collect(group: type, arguments: argparse.Namespace) -> Any:
+    names = [item.name for item in dataclasses.fields(group) if item.init]
+    return group(**{name: getattr(arguments, name) for name in names})
+
+
+def train(model_arguments: ModelArguments, data_arguments: DataArguments, arguments: IT3TrainingArguments):
+    """The command as a function.
+
+    Returns:
+        The [`~hf_it3.IT3Trainer`], after training and evaluation.
+
+    Raises:
+        ValueError: if there is nothing to do, or a split is missing.
+    """
+    from transformers import set_seed
+
+    from ..data import load_images
+    from ..trainer import IT3Trainer
+
+    if not (arguments.do_train or arguments.do_eval):
+        raise ValueError("there is nothing to do: give --do_train, --do_eval or both")
+    set_seed(arguments.seed)
+    with arguments.main_process_first(desc="loading the data set"):
+        splits = load_images(data_arguments.dataset, data_arguments.dataset_config, data_arguments.streaming)
+    train_split = _split(splits, data_arguments.train_split, data_arguments.max_train_samples)
+    eval_split = None
+    if arguments.do_eval:
+        name = data_arguments.eval_split or next((name for name in ("validation", "test") if name in splits), "test")
+        eval_split = _split(splits, name, data_arguments.max_eval_samples)
+    model = _build_model(model_arguments, _label_names(train_split, arguments.label_column))
+    trainer = IT3Trainer(
+        model, arguments, train_dataset=train_split if arguments.do_train else None, eval_dataset=eval_split
+    )
+    if arguments.do_train:
+        result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+        trainer.save_model()
+        trainer.save_state()
+        _report(trainer, "train", result.metrics)
+    if arguments.do_eval:
+        _report(trainer, "eval", trainer.evaluate())
+    if arguments.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+def _report(trainer, name: str, metrics: dict[str, float]) -> None:
+    trainer.log_metrics(name, metrics)
+    trainer.save_metrics(name, metrics)
+
+
+def _split(splits, name: str, max_samples: int | None):
+    if name not in splits:
+        raise ValueError(f"the data set has no split {name!r}; its splits are {', '.join(splits)}")
+    split = splits[name]
+    if max_samples is None:
+        return split
+    return (
+        split.take(max_samples) if not hasattr(split, "__len__") else split.select(range(min(max_samples, len(split))))
+    )
+
+
+def _label_names(split, label_column: str | None) -> list[str] | None:
+    """Names of the classes, if the data set knows them."""
+    from datasets import ClassLabel
+
+    from ..data import LABEL_COLUMNS, find_column
+
+    if not split.features:
+        return None
+    feature = split.features[find_column(split.features, LABEL_COLUMNS, label_column, "label")]
+    return feature.names if isinstance(feature, ClassLabel) else None
+
+
+def _build_model(arguments: ModelArguments, names: list[str] | None):
+    from transformers import AutoConfig
+
+    from ..configuration_cnn_it3 import IT3CNNConfig
+    from ..configuration_it3 import IT3Config
+    from ..modeling_it3 import IT3ForImageClassification
+
+    values: dict[str, Any] = {
+        "injection_layer": arguments.injection_layer,
+        "neutral_signal": arguments.neutral_signal,
+        "idempotence_weight": arguments.idempotence_weight,
+        "distance": arguments.distance,
+        "adaptation": _parse_adaptation(arguments.adaptation),
+    }
+    if names is not None:
+        values["id2label"] = dict(enumerate(names))
+        values["label2id"] = {name: index for index, name in enumerate(names)}
+    if arguments.backbone == CNN:
+        return IT3ForImageClassification.from_backbone(IT3CNNConfig(), **values)
+    hub = {"revision": arguments.model_revision, "attn_implementation": arguments.attn_implementation}
+    hub = {name: value for name, value in hub.items() if value is not None}
+    if arguments.trust_remote_code:
+        hub["trust_remote_code"] = True
+    config = AutoConfig.from_pretrained(arguments.backbone, **hub)
+    if isinstance(config, IT3Config):
+        return IT3ForImageClassification.from_pretrained(arguments.backbone, **hub)
+    return IT3ForImageClassification.from_backbone(arguments.backbone, **values, **hub)
+
+
+def _parse_adaptation(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--adaptation must be JSON such as '{{\"num_steps\": 3}}', got {text!r}: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--adaptation must be a JSON object such as '{{\"num_steps\": 3}}', got {text!r}")
+    return values

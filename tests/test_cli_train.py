@@ -1,0 +1,144 @@
+"""`hf-it3 train` and `hf-it3 inspect`, called as the shell calls them."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from families import classifier
+from PIL import Image
+
+from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, IT3TrainingArguments
+from hf_it3.cli import build_parser, main
+
+
+QUICK = [
+    "--use_cpu",
+    "--disable_tqdm=true",
+    "--save_strategy=no",
+    "--max_steps=2",
+    "--per_device_train_batch_size=8",
+    "--max_eval_samples=20",
+    "--reference_images=16",
+]
+
+
+def train(output_dir, *arguments: str) -> dict[str, float]:
+    assert main(["train", "--output_dir", str(output_dir), *QUICK, *arguments]) == 0
+    results = output_dir / "all_results.json"
+    return json.loads(results.read_text()) if results.exists() else {}
+
+
+def test_every_training_argument_is_an_option():
+    options = vars(build_parser("train").parse_args(["train"]))
+    fields = {field.name: field for field in dataclasses.fields(IT3TrainingArguments) if field.init}
+    assert fields.keys() <= options.keys()
+    parsed = build_parser("train").parse_args(["train", "--learning_rate", "0.5", "--freeze_backbone"])
+    assert (parsed.learning_rate, parsed.freeze_backbone) == (0.5, True)
+
+
+def test_the_small_network_is_trained_evaluated_and_saved_with_its_processor(tmp_path, digits):
+    metrics = train(tmp_path, "--do_train", "--do_eval", "--eval_adapted")
+    assert {"train_loss", "eval_loss", "eval_accuracy", "eval_adapted_accuracy"} <= metrics.keys()
+    model = IT3ForImageClassification.from_pretrained(tmp_path)
+    assert model.config.id2label == {index: str(index) for index in range(10)}
+    assert model.config.reference_distance["num_images"] == 16
+    processor = IT3ImageProcessor.from_pretrained(tmp_path)
+    images = processor(images=digits["test"]["image"][:2], return_tensors="pt").pixel_values
+    assert model(images).logits.shape == (2, 10)
+
+
+def test_training_can_start_from_a_trained_model(tmp_path, trained_directory):
+    metrics = train(tmp_path, "--backbone", trained_directory, "--do_eval")
+    assert metrics["eval_accuracy"] > 0.5
+    assert "train_loss" not in metrics
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """A folder of colour images in two classes, as `datasets` reads them."""
+    generator = torch.Generator().manual_seed(0)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            directory = tmp_path / "images" / split / name
+            directory.mkdir(parents=True)
+            for index in range(4):
+                pixels = torch.randint(0, 256, (32, 32, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(directory / f"{index}.png")
+    return tmp_path / "images"
+
+
+def test_a_checkpoint_is_wrapped_and_trained_on_a_folder_of_images(tmp_path, image_folder):
+    classifier("vit").save_pretrained(tmp_path / "vit")
+    arguments = ["--backbone", str(tmp_path / "vit"), "--dataset", str(image_folder), "--do_train", "--do_eval"]
+    adaptation = json.dumps({"num_steps": 2})
+    train(tmp_path / "out", *arguments, "--freeze_backbone", "--adaptation", adaptation, "--idempotence_weight=0.5")
+    model = IT3ForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "cat", 1: "dog"}
+    assert model.config.adaptation.num_steps == 2
+    assert model.config.idempotence_weight == 0.5
+    moved = {
+        name
+        for name, value in model.backbone.named_parameters()
+        if "classifier" not in name and not torch.equal(value, classifier("vit").get_parameter(name))
+    }
+    assert moved
+    assert all("norm" in name for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to do: give --do_train, --do_eval or both"),
+        (["--do_train", "--train_split=training"], "no split 'training'; its splits are train, test"),
+        (["--do_train", "--adaptation=steps"], "--adaptation must be JSON"),
+        (["--do_train", "--adaptation=3"], "--adaptation must be a JSON object"),
+        (["--do_train", '--adaptation={"num_step": 3}'], "did you mean 'num_steps'"),
+        (["--do_train", "--injection_layer=conv"], "'conv' is not a module of IT3CNN.*did you mean"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_way_out(tmp_path, capsys, arguments, message):
+    assert main(["train", "--output_dir", str(tmp_path), *QUICK, *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("hf-it3 train: error: ")
+    assert re.search(message, error), error
+
+
+def inspect(capsys, *arguments: str) -> dict[str, str]:
+    capsys.readouterr()
+    assert main(["inspect", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return {line[:18].strip(): line[18:].strip() for line in lines}
+
+
+def test_inspect_prints_layer_layout_channels_and_counts(tmp_path, capsys):
+    backbone = classifier("resnet")
+    backbone.config.save_pretrained(tmp_path)
+    printed = inspect(capsys, str(tmp_path), "--image_size=32")
+    assert printed["injection layer"] == "resnet.embedder"
+    assert printed["layout"] == "B C H W, 2x8x8x8 for 2 images"
+    assert printed["channels"] == "8"
+    count = sum(parameter.numel() for parameter in backbone.parameters())
+    assert printed["adapted by 'all'"] == f"{count:,} values"
+    norms = [module for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert printed["adapted by 'norm'"] == f"{sum(2 * norm.num_features for norm in norms):,} values"
+    assert printed["BatchNorm"] == f"{len(norms)} layers, each with signal statistics"
+
+
+def test_inspect_lists_the_layers_of_a_saved_model_and_names_a_better_one(trained_directory, tmp_path, capsys):
+    printed = inspect(capsys, trained_directory, "--layers")
+    assert printed["injection layer"] == "conv1"
+    assert printed["BatchNorm"] == "none"
+    assert {"conv2", "fc1", "fc4"} <= {key.split()[0] for key in printed if key}
+    classifier("resnet").config.save_pretrained(tmp_path)
+    layer = "resnet.embedder.embedder.convolution"
+    printed = inspect(capsys, str(tmp_path), "--image_size=32", "--injection_layer", layer)
+    assert printed["better layer"].startswith("resnet.embedder.embedder.normalization")
+
+
+def test_inspect_refuses_a_layer_that_never_runs(trained_directory, capsys):
+    assert main(["inspect", trained_directory, "--injection_layer=nothing"]) == 2
+    assert "'nothing' is not a module" in capsys.readouterr().err
