@@ -7,10 +7,9 @@ launch for several processes, which give the same figures.
 import argparse
 import sys
 
-from accelerate import PartialState
-
 from ..evaluation import DEFAULT_METHODS, EvaluationInterrupted, evaluate_robustness
 from ..evaluation.images import ORDERS
+from ..evaluation.processes import process_state
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,12 +72,12 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         results = evaluate_robustness(arguments.models, arguments.dataset, **options)
     except EvaluationInterrupted as interruption:
-        if PartialState().is_main_process:
+        if process_state().is_main_process:
             print(interruption.results.table())
             if arguments.output_dir is None:
                 print("Nothing was saved; with --output_dir, --resume goes on from there.", file=sys.stderr)
         raise
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         print(results.table())
         if arguments.output_dir is not None:
             print(f"Results and plots are in {arguments.output_dir}")

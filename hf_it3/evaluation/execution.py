@@ -1,22 +1,17 @@
 """Carries out an evaluation: run by run, pass by pass, each saved as soon as it is finished."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from collections.abc import Sequence
+from typing import Any
 
 from .images import ImageSource
 from .inputs import LoadedModel
 from .methods import Method, why_not_applicable
 from .outcomes import Outcomes
+from .processes import on_main_process, process_state
 from .results import RobustnessResults
 from .runner import Runner, by_condition
 from .storage import ResultsFolder
 from .tracking import Tracker
-
-
-T = TypeVar("T")
 
 
 class EvaluationInterrupted(KeyboardInterrupt):
@@ -64,7 +59,7 @@ class Evaluation:
         self.folder = folder
         self.tracker = tracker
         self.show_progress = show_progress
-        self.is_main = PartialState().is_main_process
+        self.is_main = process_state().is_main_process
         self._reported: set[str] = set()
 
     def run(self, **source_options: Any) -> None:
@@ -155,19 +150,3 @@ class Evaluation:
             if score["name"] not in self._reported:
                 self._reported.add(score["name"])
                 self.tracker.log_condition(self.results, score)
-
-
-def on_main_process(function: Callable[[], T]) -> T:
-    """What `function` returns in the main process, in every process; its errors are raised in every process."""
-    state = PartialState()
-    box: list[Any] = [None, None]
-    if state.is_main_process:
-        try:
-            box[0] = function()
-        except (ValueError, OSError) as error:
-            box[1] = error
-    if state.num_processes > 1:
-        box = broadcast_object_list(box)
-    if box[1] is not None:
-        raise box[1]
-    return box[0]

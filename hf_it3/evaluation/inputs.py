@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import nn
 from transformers import AutoImageProcessor
 
@@ -14,6 +13,7 @@ from ..data import image_processor_for, load_images
 from ..modeling_it3 import IT3ForImageClassification
 from ..shell_it3 import unwrap
 from .conditions import split_names
+from .processes import process_state
 
 
 @dataclass
@@ -67,7 +67,7 @@ def load_model(
             "of one class per image"
         )
     if getattr(model, "hf_device_map", None) is None:
-        model.to(PartialState().device)
+        model.to(process_state().device)
     return LoadedModel(name, model, image_processor)
 
 

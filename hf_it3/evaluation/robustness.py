@@ -5,16 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from ..adaptation_config_it3 import AdaptationConfig
 from ..metrics import mean_corruption_error
 from .conditions import Condition, make_conditions, parse_corruptions, parse_severities, split_names
-from .execution import Evaluation, on_main_process
+from .execution import Evaluation
 from .images import ORDERS
 from .inputs import LoadedModel, describe_dataset, load_model, load_subsets, weights_checksum
 from .methods import Method, make_methods, why_not_applicable
 from .plots import import_figure
+from .processes import on_main_process, process_state
 from .results import RobustnessResults
 from .scores import reference_errors_of
 from .storage import ResultsFolder, read_results
@@ -151,11 +150,11 @@ def evaluate_robustness(
     folder = tracker = None
     if output_dir is not None:
         folder = on_main_process(lambda: ResultsFolder(output_dir, settings, resume, overwrite))
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         tracker = Tracker(report_to, str(output_dir or "."), run_name)
     evaluation = Evaluation(results, loaded, by_model, subsets, seeds, folder, tracker, show_progress)
     evaluation.run(num_samples=num_samples, image_column=image_column, label_column=label_column)
-    if folder is not None and plots and PartialState().is_main_process:
+    if folder is not None and plots and process_state().is_main_process:
         results.save_plots(Path(output_dir) / "plots")
     return results
 

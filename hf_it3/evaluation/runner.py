@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -17,6 +15,7 @@ from .conditions import Condition
 from .images import ImageBatch, ImageSource, Normalization
 from .methods import UNADAPTED, Method
 from .outcomes import Collector, Outcomes
+from .processes import gather, process_state
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Runner:
         self.batch_size = batch_size
         self.seed = seed
         self.show_progress = show_progress
-        self.state = PartialState()
+        self.state = process_state()
         self.distance = IdempotenceDistance(model.config.distance, model.config.problem_type)
         self.adapters = {
             method.name: TestTimeAdapter(model, method.config) for method in methods if method.config is not None
@@ -105,10 +104,7 @@ class Runner:
                 if is_shown:
                     running = collector.running_accuracy().items()
                     bar.set_postfix({name: f"{100 * value:.1f}" for name, value in running}, refresh=False)
-        parts = [collector.to_parts()]
-        if self.state.num_processes > 1:
-            parts = gather_object(parts)
-        outcomes = collector.join(parts)
+        outcomes = collector.join(gather(collector.to_parts()))
         outcomes.methods = {method.name: outcomes.methods[method.name] for method in self.methods}
         return outcomes
 
