@@ -43,8 +43,9 @@ class ConditionResult:
     Args:
         name (`str`): the condition, for example `"noise 2"`.
         accuracy_unadapted (`float`), accuracy_adapted (`float`): fractions; means over the training seeds, if several.
+            `None` if the adapted accuracy was not measured.
         unadapted_per_seed (`list[float]`), adapted_per_seed (`list[float]`): the accuracies behind those means.
-        num_images (`int`, *optional*): images per seed.
+        num_images (`int`, *optional*), split (`str`, *optional*): images per seed, and where they are from.
         milliseconds_unadapted (`float`, *optional*), milliseconds_adapted (`float`, *optional*): time per image.
 
     Raises:
@@ -53,16 +54,19 @@ class ConditionResult:
 
     name: str
     accuracy_unadapted: float
-    accuracy_adapted: float
+    accuracy_adapted: float | None
     unadapted_per_seed: Sequence[float] = ()
     adapted_per_seed: Sequence[float] = ()
     num_images: int | None = None
+    split: str | None = None
     milliseconds_unadapted: float | None = None
     milliseconds_adapted: float | None = None
 
     def __post_init__(self):
         for field in ("accuracy_unadapted", "accuracy_adapted"):
             value = getattr(self, field)
+            if value is None and field == "accuracy_adapted":
+                continue
             if not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise ValueError(f"{field} of condition {self.name!r} must be a fraction from 0 to 1, got {value!r}")
 
@@ -113,7 +117,7 @@ def build_model_card(
     model: Any,
     *,
     model_id: str,
-    results: Iterable[Any] = (),
+    results: Any = (),
     dataset: str | None = None,
     dataset_name: str | None = None,
     base_model: str | None = None,
@@ -129,7 +133,8 @@ def build_model_card(
     Args:
         model ([`IT3ForImageClassification`] or [`IT3Config`]): the model, or its configuration.
         model_id (`str`): `"user/name"`, or the name of a local directory.
-        results (list of [`ConditionResult`] or of dictionaries with its fields): what was measured, one per condition.
+        results (list of [`ConditionResult`] or of dictionaries with its fields, or the return value of
+            [`~hf_it3.evaluation.evaluate_robustness`]): what was measured, one per condition.
         dataset (`str`, *optional*): the training data; listed in the metadata if it is a repository `"user/name"`.
         dataset_name (`str`, *optional*): the same for readers; by default `dataset`.
         base_model (`str`, *optional*): by default the model that this one was adapted from, or the wrapped backbone.
@@ -140,6 +145,8 @@ def build_model_card(
         hardware (`str`, *optional*): what the times were measured on.
     """
     config = getattr(model, "config", model)
+    if hasattr(results, "model_index_entries"):
+        results = results.model_index_entries()
     results = [ConditionResult.from_any(result) for result in results]
     adapted = getattr(config, "base_model", None)
     data = ModelCardData(
@@ -222,22 +229,27 @@ def _eval_results(results: list[ConditionResult], dataset: str | None, name: str
             dataset_type=kind,
             dataset_name=f"{name}, {result.name}",
             dataset_config=result.name,
+            dataset_split=result.split,
             metric_type="accuracy",
             metric_name=f"Accuracy, {how}",
             metric_value=round(value, 4),
         )
         for result in results
         for how, value in (("unadapted", result.accuracy_unadapted), ("adapted", result.accuracy_adapted))
+        if value is not None
     ]
 
 
 def _row(result: ConditionResult) -> dict[str, str]:
-    gain = 100 * (result.accuracy_adapted - result.accuracy_unadapted)
+    gain, adapted = "", "not measured"
+    if result.accuracy_adapted is not None:
+        gain = f"{100 * (result.accuracy_adapted - result.accuracy_unadapted):+.1f}"
+        adapted = _percent(result.accuracy_adapted, result.adapted_per_seed)
     return {
         "name": _cell(result.name),
         "unadapted": _percent(result.accuracy_unadapted, result.unadapted_per_seed),
-        "adapted": _percent(result.accuracy_adapted, result.adapted_per_seed),
-        "gain": f"{gain:+.1f}",
+        "adapted": adapted,
+        "gain": gain,
     }
 
 

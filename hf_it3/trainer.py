@@ -15,13 +15,14 @@ from .data import IMAGE_COLUMNS, LABEL_COLUMNS, ImageCollator, image_processor_f
 from .gate_it3 import idempotence_distances
 from .metrics import classification_metrics
 from .shell_it3 import norm_parameter_names, unwrap
+from .trainer_hub import TrainerHubMixin
 from .training_arguments import IT3TrainingArguments
 
 
 _LOSSES = ("classification_loss", "idempotence_loss")
 
 
-class IT3Trainer(Trainer):
+class IT3Trainer(TrainerHubMixin, Trainer):
     """Trains an idempotent classifier: classification loss of `f(x)` plus weighted loss of `f(x, y)`.
 
     Everything that `Trainer` does works unchanged, because one forward pass of the model holds both. Data sets with an

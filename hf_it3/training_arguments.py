@@ -52,3 +52,7 @@ class IT3TrainingArguments(TrainingArguments):
             raise ValueError(f"reference_images must be an integer >= 0, got {self.reference_images}")
         if self.embedder_learning_rate is not None and not self.embedder_learning_rate > 0:
             raise ValueError(f"embedder_learning_rate must be a number > 0, got {self.embedder_learning_rate}")
+
+    def __getstate__(self):
+        # `Trainer` pickles the arguments into the output directory, where the token must not go.
+        return {**vars(self), "hub_token": None}

@@ -1,0 +1,107 @@
+"""Adapts a model to a collection of images and keeps the result as a model of its own."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .adaptation_it3 import TestTimeAdapter
+from .data import ImageCollator, image_processor_for, load_images
+from .model_card import write_model_card
+from .modeling_it3 import IT3ForImageClassification
+
+
+def adapt_to_images(
+    model: str,
+    images: Sequence[str],
+    *,
+    revision: str | None = None,
+    split: str = "test",
+    description: str | None = None,
+    **overrides: Any,
+) -> IT3ForImageClassification:
+    """Adapts a model to images as one stream, batch after batch.
+
+    Args:
+        model (`str`): Hub name or directory.
+        images (`list[str]`): image files and folders of images, or the name of one data set.
+        revision (`str`, *optional*): of the model.
+        split (`str`): of the data set.
+        description (`str`, *optional*): of the images, for the model card; by default says how many there are.
+        overrides: fields of [`AdaptationConfig`] that differ from the model's settings.
+
+    Returns:
+        The adapted model, with `config.base_model` saying where it came from.
+
+    Raises:
+        ValueError: if there are no images, or one of them cannot be read.
+    """
+    loaded = IT3ForImageClassification.from_pretrained(model, revision=revision).eval()
+    adapter = TestTimeAdapter(loaded, **{**overrides, "scope": "stream"})
+    collator = ImageCollator(image_processor_for(loaded.config))
+    source, rows = _open(images, split)
+    for batch in tqdm(_batches(rows, adapter.config.batch_size, collator), "Adapting", unit="batch"):
+        adapter(batch)
+    adapted = adapter.adapted_model()
+    adapted._image_processor = collator.image_processor
+    adapted.config.base_model["data"] = description or source
+    return adapted
+
+
+def save_adapted(model: IT3ForImageClassification, directory: Any, **kwargs: Any) -> Path:
+    """Saves an adapted model with its image processor and card.
+
+    Args:
+        model ([`IT3ForImageClassification`]): the result of [`adapt_to_images`].
+        directory (`str` or `PathLike`): where to save.
+        kwargs: arguments of `save_pretrained`, `delta` for instance.
+    """
+    processor = getattr(model, "_image_processor", None) or image_processor_for(model.config)
+    processor.save_pretrained(directory)
+    model.save_pretrained(directory, **kwargs)
+    write_model_card(directory, model)
+    return Path(directory)
+
+
+def _open(names: Sequence[str], split: str) -> tuple[str, Iterable[dict[str, Any]]]:
+    """What the images are, in words without local paths, and the images as rows."""
+    paths = [Path(name) for name in names]
+    if not all(path.exists() for path in paths) or (paths[0].is_dir() and (paths[0] / "dataset_dict.json").is_file()):
+        if len(names) != 1:
+            missing = next(path for path in paths if not path.exists())
+            raise ValueError(f"{missing} does not exist; give image files and folders, or one data set")
+        dataset = load_images(names[0])
+        if split not in dataset:
+            raise ValueError(f"{names[0]} has no split {split!r}; its splits are {', '.join(dataset)}")
+        return f"{'data set' if paths[0].exists() else names[0]}, split {split}", dataset[split]
+    known = Image.registered_extensions()
+    files = []
+    for path in paths:
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known) if path.is_dir() else [path]
+        files += inside
+    if not files:
+        raise ValueError(f"there are no image files in {', '.join(map(str, names))}")
+    return f"{len(files)} image files", ({"image": file} for file in files)
+
+
+def _batches(rows: Iterable[dict[str, Any]], size: int, collator: ImageCollator) -> Iterator[Tensor]:
+    batch = []
+    for row in rows:
+        batch.append({**row, "image": _read(row["image"])} if isinstance(row.get("image"), Path) else row)
+        if len(batch) == size:
+            yield collator(batch)["pixel_values"]
+            batch = []
+    if batch:
+        yield collator(batch)["pixel_values"]
+
+
+def _read(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{file} is not a readable image: {error}") from error
