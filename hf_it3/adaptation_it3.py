@@ -180,7 +180,12 @@ class TestTimeAdapter:
     ) -> None:
         """Replaces the chosen images' logits in `output` by adapted ones, where those are finite."""
         if not chosen.all():
-            pixel_values, first = pixel_values[chosen], first[chosen]
+            pixel_values = pixel_values[chosen]
+            if first.distances.requires_grad:
+                # In a graph with broken images their zero gradients, times their pixels, would make all gradients NaN.
+                first = first_passes(self.source_shell, self.shared, pixel_values, with_graph=True)
+            else:
+                first = first[chosen]
         if one_by_one:
             logits, history = self.images.run(pixel_values, first)
             output.loss_history = history.new_full((len(history), len(chosen)), float("nan"))

@@ -105,9 +105,13 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
             momentum = 1.0 / float(count) if self.momentum is None else self.momentum
             return F.batch_norm(input, mean, var, self.weight, self.bias, True, momentum, self.eps)
         prior_count = _test_statistics.get()
+        # Autocast mixes types, which batch_norm does not take under vmap.
+        features = input.to(torch.promote_types(input.dtype, mean.dtype))
         if prior_count is None:
-            return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        return self._normalize_with_batch(input, mean, var, prior_count)
+            features = F.batch_norm(features, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        else:
+            features = self._normalize_with_batch(features, mean, var, prior_count)
+        return features.to(input.dtype)
 
     def _normalize_with_batch(self, input: Tensor, mean: Tensor, var: Tensor, prior_count: int) -> Tensor:
         dims = [0, *range(2, input.ndim)]
@@ -118,12 +122,12 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
             return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
         batch_var, batch_mean = torch.var_mean(input, dims, unbiased=False)
         share = prior_count / (prior_count + input.shape[0])
-        mean = torch.lerp(batch_mean, mean.to(batch_mean.dtype), share)
-        var = torch.lerp(batch_var, var.to(batch_var.dtype), share)
+        mean = torch.lerp(batch_mean, mean, share)
+        var = torch.lerp(batch_var, var, share)
         shape = [1, -1, *[1] * (input.ndim - 2)]
         scale = torch.rsqrt(var + self.eps) * (1 if self.weight is None else self.weight)
         shift = -mean * scale + (0 if self.bias is None else self.bias)
-        return input * scale.view(shape).to(input.dtype) + shift.view(shape).to(input.dtype)
+        return input * scale.view(shape) + shift.view(shape)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any number of dimensions: the layer stands in for 1d, 2d and 3d alike."""
