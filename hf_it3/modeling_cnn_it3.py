@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
@@ -19,6 +20,18 @@ def init_like_torch(module: nn.Module) -> None:
         if module.bias is not None:
             bound = 1 / math.sqrt(module.weight[0].numel())
             init.uniform_(module.bias, -bound, bound)
+
+
+def max_pool_2x2(features: Tensor) -> Tensor:
+    """Maximum over 2x2 pixels of `(B, C, H, W)`, as `F.max_pool2d(features, 2)` gives it.
+
+    Without gradients, comparing strided views is several times faster on CPUs, since no indices have to be kept.
+    """
+    if torch.is_grad_enabled() or features.device.type != "cpu":
+        return F.max_pool2d(features, 2)
+    height, width = features.shape[-2] // 2 * 2, features.shape[-1] // 2 * 2
+    rows = torch.maximum(features[..., 0:height:2, :width], features[..., 1:height:2, :width])
+    return torch.maximum(rows[..., 0::2], rows[..., 1::2])
 
 
 class IT3CNNForImageClassification(PreTrainedModel):
@@ -55,7 +68,6 @@ class IT3CNNForImageClassification(PreTrainedModel):
         self.fc2 = nn.Linear(config.hidden_size, config.hidden_size)
         self.fc3 = nn.Linear(config.hidden_size, config.hidden_size)
         self.fc4 = nn.Linear(config.hidden_size, config.num_labels)
-        self.pool = nn.MaxPool2d(2)
         self.activation = nn.LeakyReLU()
         self.post_init()
 
@@ -80,8 +92,8 @@ class IT3CNNForImageClassification(PreTrainedModel):
                 f"pixel_values must have shape (batch, {', '.join(map(str, expected))}), "
                 f"got {tuple(pixel_values.shape)}; does the image processor belong to this model?"
             )
-        features = self.activation(self.pool(self.conv1(pixel_values)))
-        features = self.activation(self.pool(self.conv2(features)))
+        features = self.activation(max_pool_2x2(self.conv1(pixel_values)))
+        features = self.activation(max_pool_2x2(self.conv2(features)))
         hidden = self.activation(self.fc1(features.flatten(1)))
         hidden = hidden + self.activation(self.fc2(hidden))
         hidden = hidden + self.activation(self.fc3(hidden))

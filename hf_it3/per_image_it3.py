@@ -1,5 +1,7 @@
 """Every image its own adapted weights: many small optimizations at once, with `torch.func`."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
@@ -18,7 +20,7 @@ logger = logging.get_logger(__name__)
 _MAX_VECTORIZED_VALUES = {"cpu": 300_000}
 _MAX_VECTORIZED_VALUES_ELSEWHERE = 5_000_000
 # Values of per-image weights, and of pixels, that a chunk may hold at once.
-_CHUNK_VALUES = 6_000_000
+_CHUNK_VALUES = 4_000_000
 _CHUNK_PIXELS = 2_000_000
 
 
@@ -44,6 +46,7 @@ class ImageAdaptation:
         self.distance = distance
         self.problem_type = problem_type
         self.vectorize = self._choose_vectorize()
+        self._copies: WeightCopies | None = None
 
     def _choose_vectorize(self) -> bool:
         config = self.config
@@ -79,6 +82,7 @@ class ImageAdaptation:
             Logits `(B, num_labels)` and the loss history `(steps, B)`.
         """
         size = self.chunk_size(pixel_values)
+        size = math.ceil(len(pixel_values) / math.ceil(len(pixel_values) / size))  # chunks of about the same size
         logits, histories = [], []
         for start in range(0, len(pixel_values), size):
             part = slice(start, start + size)
@@ -141,51 +145,35 @@ class ImageAdaptation:
         return predict(self._forward(anchor, views, y0.detach()), self.problem_type).detach()
 
     def _run_vectorized(self, views: Tensor, y1: Tensor | None) -> tuple[Tensor, Tensor]:
-        source = {name: value.detach() for name, value in zip(self.shell.names, self.shell.parameters, strict=True)}
-        stacked = [value.expand(len(views), *value.shape).clone().requires_grad_() for value in source.values()]
-        optimizer = make_optimizer(self.config, stacked)
-        anchor = (
-            {name: value.detach().clone() for name, value in zip(source, stacked, strict=True)}
-            if (self.config.effective_anchor == "ema")
-            else source
-        )
-        y1_axis = None if y1 is None else 0
-        anchor_axis = 0 if self.config.effective_anchor == "ema" else None
+        source = dict(zip(self.shell.names, (value.detach() for value in self.shell.parameters), strict=True))
+        copies = self._copies_for(len(views))
+        has_own_anchor = self.config.effective_anchor == "ema"
+        anchor = {name: value.detach().clone() for name, value in copies.named().items()} if has_own_anchor else source
+        axes = (0, None if y1 is None else 0, 0 if has_own_anchor else None)
         losses = []
         for step in range(self.num_steps):
             # All images start from the same weights: as long as those are shared, so is the work on them.
-            parameters = source if step == 0 else dict(zip(source, (value.detach() for value in stacked), strict=True))
-            gradient = vmap(
-                grad_and_value(self._loss),
-                in_dims=(None if step == 0 else 0, 0, y1_axis, anchor_axis),
-                randomness="same",
-            )
+            parameters, axis = (source, None) if step == 0 else (copies.named(), 0)
+            gradient = vmap(grad_and_value(self._loss), in_dims=(axis, *axes), randomness="same")
             gradients, loss = gradient(parameters, views, y1, anchor)
             losses.append(loss.detach())
-            for value, name in zip(stacked, source, strict=True):
-                value.grad = gradients[name]
-            self._clip(stacked)
-            optimizer.step()
-            if self.config.effective_anchor == "ema":
+            copies.step(gradients, self.config.max_grad_norm)
+            if has_own_anchor:
                 with torch.no_grad():
-                    torch._foreach_lerp_(list(anchor.values()), stacked, 1 - self.config.ema_decay)
-        adapted = dict(zip(source, (value.detach() for value in stacked), strict=True))
+                    torch._foreach_lerp_(list(anchor.values()), copies.values, 1 - self.config.ema_decay)
         with torch.no_grad():
-            shared = self.num_steps == 0
-            forward = vmap(self._forward, in_dims=(None if shared else 0, 0), randomness="same")
-            logits = forward(source if shared else adapted, views)
+            parameters, axis = (copies.named(), 0) if self.num_steps else (source, None)
+            logits = vmap(self._forward, in_dims=(axis, 0), randomness="same")(parameters, views)
         history = torch.stack(losses) if losses else views.new_zeros((0, len(views)))
         return self._mean_over_views(logits), history
 
-    def _clip(self, stacked: list[Tensor]) -> None:
-        """Clips the norm of each image's gradient."""
-        limit = self.config.max_grad_norm
-        if limit is None:
-            return
-        norms = torch.stack([value.grad.flatten(1).norm(dim=1) for value in stacked]).norm(dim=0)
-        factors = (limit / (norms + 1e-6)).clamp(max=1.0)
-        for value in stacked:
-            value.grad.mul_(factors.view(-1, *[1] * (value.ndim - 1)))
+    def _copies_for(self, count: int) -> "WeightCopies":
+        """Fresh copies of the weights for so many images, in memory that is used again for the next chunk."""
+        if self._copies is None or len(self._copies) != count:
+            self._copies = None  # first free the old ones
+            self._copies = WeightCopies(self.shell, count, self.config)
+        self._copies.reset()
+        return self._copies
 
     def _run_loop(self, views: Tensor, y1: Tensor | None) -> tuple[Tensor, Tensor]:
         shell = self.shell
@@ -212,3 +200,50 @@ class ImageAdaptation:
                 logits.append(self._forward({}, image_views))
         shell.reset()
         return self._mean_over_views(torch.stack(logits)), history
+
+
+class WeightCopies:
+    """The adapted parameters of many images, stacked, with their optimizer: Adam and SGD act on each value alone.
+
+    Args:
+        shell ([`ModelShell`]): whose present parameters every image starts from.
+        count (`int`): number of images.
+        config ([`AdaptationConfig`]): names the optimizer.
+    """
+
+    def __init__(self, shell: ModelShell, count: int, config: AdaptationConfig):
+        self.shell = shell
+        self.count = count
+        self.values = [value.new_empty((count, *value.shape)).requires_grad_() for value in shell.parameters]
+        self.optimizer = make_optimizer(config, self.values)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def named(self) -> dict[str, Tensor]:
+        """The stacked values `(count, ...)` by parameter name."""
+        return dict(zip(self.shell.names, (value.detach() for value in self.values), strict=True))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Back to the shell's parameters, with an optimizer without history."""
+        for value, parameter in zip(self.values, self.shell.parameters, strict=True):
+            value.copy_(parameter.expand_as(value))
+        for state in self.optimizer.state.values():
+            for entry in state.values():
+                if isinstance(entry, Tensor):
+                    entry.zero_()
+
+    @torch.no_grad()
+    def step(self, gradients: dict[str, Tensor], max_norm: float | None) -> None:
+        """An optimizer step, after clipping the norm of each image's gradient."""
+        for value, name in zip(self.values, self.shell.names, strict=True):
+            value.grad = gradients[name]
+        if max_norm is not None:
+            norms = torch.stack([value.grad.flatten(1).norm(dim=1) for value in self.values]).norm(dim=0)
+            factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+            for value in self.values:
+                value.grad.mul_(factors.view(-1, *[1] * (value.ndim - 1)))
+        self.optimizer.step()
+        for value in self.values:
+            value.grad = None

@@ -1,6 +1,7 @@
 """A copy of a model that shares its tensors, where some parameters may change without touching the model."""
 
 import copy
+import functools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,8 +68,27 @@ def _alias(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
-def _fingerprint(model: nn.Module) -> tuple:
-    return tuple((id(tensor), tensor.data_ptr()) for tensor in (*model.parameters(), *model.buffers()))
+class _Fingerprint:
+    """Remembers which modules and tensors a model is made of, to notice when one is replaced; cheap to ask often."""
+
+    def __init__(self, model: nn.Module):
+        self.children = [
+            (module._modules, name, child) for module in model.modules() for name, child in module._modules.items()
+        ]
+        self.tensors = [
+            (tensors, name, tensor, tensor.data_ptr())
+            for module in model.modules()
+            for tensors in (module._parameters, module._buffers)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        ]
+
+    def still_holds(self) -> bool:
+        """Whether all of them are still where they were."""
+        return all(children.get(name) is child for children, name, child in self.children) and all(
+            tensors.get(name) is tensor and tensor.data_ptr() == address
+            for tensors, name, tensor, address in self.tensors
+        )
 
 
 class ModelShell:
@@ -88,7 +108,7 @@ class ModelShell:
     def __init__(self, model: nn.Module, choice: str | None):
         with torch.inference_mode(False), torch.no_grad():
             self.model = model
-            self.fingerprint = _fingerprint(model)
+            self.fingerprint = _Fingerprint(model)
             for name, tensor in model.named_parameters():
                 if tensor.device.type == "meta":
                     raise ValueError(
@@ -125,7 +145,12 @@ class ModelShell:
 
     def is_stale(self) -> bool:
         """Whether the model has other tensors since, through `to()`, `half()` or `load_state_dict(assign=True)`."""
-        return self.fingerprint != _fingerprint(self.model)
+        return not self.fingerprint.still_holds()
+
+    @functools.cached_property
+    def has_masters(self) -> bool:
+        """Whether the optimizer works on single-precision copies of half-precision parameters."""
+        return any(master is not parameter for master, parameter in zip(self.masters, self.parameters, strict=True))
 
     @property
     def num_adapted(self) -> int:
@@ -142,10 +167,6 @@ class ModelShell:
         """Gives the selected parameters these values."""
         for targets in (self.masters, self.parameters) if self.has_masters else (self.parameters,):
             torch._foreach_copy_(targets, values)
-
-    @property
-    def has_masters(self) -> bool:
-        return any(master is not parameter for master, parameter in zip(self.masters, self.parameters, strict=True))
 
     @torch.no_grad()
     def set_gradients(self, gradients: tuple[Tensor | None, ...]) -> None:

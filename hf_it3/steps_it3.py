@@ -1,6 +1,7 @@
 """Optimizer steps on the objective, for images that share adapted weights."""
 
 import contextlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -133,7 +134,7 @@ class SharedAdaptation:
                     y0, y1, passes = passes.y0, passes.y1, None
                 loss = self._objective(y0, y1, with_diversity)
                 losses.append(loss.item())
-                if not self._step(loss, optimizer):
+                if not (math.isfinite(losses[-1]) and self._step(loss, optimizer)):
                     return torch.full_like(first.logits.detach(), float("nan")), pixel_values.new_tensor(losses)
             with torch.no_grad():
                 logits = self.shell(pixel_values)
@@ -165,15 +166,17 @@ class SharedAdaptation:
         return loss
 
     def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> bool:
-        """One optimizer step; without effect, and False, if loss or gradient is not finite."""
+        """One optimizer step; without effect, and False, if a gradient that has to be looked at is not finite."""
         gradients = torch.autograd.grad(loss, self.shell.parameters, allow_unused=True)
-        present = [gradient for gradient in gradients if gradient is not None]
-        norm = torch.nn.utils.get_total_norm(present)
-        if not (loss.isfinite() and norm.isfinite()):
-            return False
         self.shell.set_gradients(gradients)
-        if self.config.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.shell.masters, self.config.max_grad_norm, norm)
+        max_norm = self.config.max_grad_norm
+        # A bad step shows in the answers and is forgotten with the batch, but a stream would have to live with it.
+        if max_norm is not None or self.config.scope == "stream":
+            norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+            if not norm.isfinite():
+                return False
+            if max_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.shell.masters, max_norm, norm)
         optimizer.step()
         self.shell.after_step()
         if self.anchor_shell is not None:
