@@ -19,7 +19,7 @@ class IT3ImageClassificationEvaluator(ImageClassificationEvaluator):
     """The image classification evaluator of `evaluate`, for [`IT3Pipeline`].
 
     It differs in two defaults: the metric is [`~hf_it3.metrics.IT3Metric`], which needs no network, and labels are
-    translated with the model's own `label2id` unless `label_mapping` says otherwise. It also takes pipelines made with
+    translated with the model's own names unless `label_mapping` says otherwise. It also takes pipelines made with
     `pipeline("image-classification", model=..., pipeline_class=IT3Pipeline)`.
 
     Example:
@@ -60,7 +60,7 @@ class IT3ImageClassificationEvaluator(ImageClassificationEvaluator):
             processor = feature_extractor or image_processor_for(model_or_pipeline.config)
             model_or_pipeline = pipeline(self.task, model=model_or_pipeline, image_processor=processor, device=device)
         pipe = self._checked(model_or_pipeline)
-        self._label2id = pipe.model.config.label2id
+        self._label2id = {name: number for number, name in pipe.model.config.id2label.items()}
         return pipe
 
     @staticmethod

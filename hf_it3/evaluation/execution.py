@@ -5,7 +5,7 @@ from typing import Any
 
 from .images import ImageSource
 from .inputs import LoadedModel
-from .methods import Method, why_not_applicable
+from .methods import UNADAPTED, Method, why_not_applicable
 from .outcomes import Outcomes
 from .processes import on_main_process, process_state
 from .results import RobustnessResults
@@ -119,7 +119,7 @@ class Evaluation:
                 self.folder.add(run, sweep.number, outcomes, runner.stream_state())
             self.results.outcomes[run].update(by_condition(done, len(runner.conditions)))
             self._save(with_overall=False)
-            self._report(run)
+            self._report()
 
     def _resume(self, runner: Runner, run: int) -> list[Outcomes]:
         """The passes of a run that were finished earlier; streams go on from where they were."""
@@ -142,11 +142,12 @@ class Evaluation:
         if self.folder is not None and self.is_main:
             self.folder.write(self.results, with_overall)
 
-    def _report(self, run: int) -> None:
-        """Sends conditions that are done in all runs so far to the trackers, once."""
-        if self.tracker is None or run + 1 < len(self.results.runs):
+    def _report(self) -> None:
+        """Sends conditions that are done in all runs to the trackers, once."""
+        if self.tracker is None:
             return
         for score in self.results.condition_scores:
-            if score["name"] not in self._reported:
+            runs_done = len(score["methods"][UNADAPTED]["accuracy_by_run"])
+            if runs_done == len(self.results.runs) and score["name"] not in self._reported:
                 self._reported.add(score["name"])
                 self.tracker.log_condition(self.results, score)

@@ -1,0 +1,274 @@
+"""The figures of a robustness evaluation are those of the plain computation, whatever the way they are come by."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hf_it3 import AdaptationConfig, TestTimeAdapter
+from hf_it3.corruptions import corrupt
+from hf_it3.evaluation import evaluate_robustness, model_index_entries, parse_corruptions, parse_severities
+from hf_it3.evaluation.images import ImageSource, Normalization
+from hf_it3.evaluation.runner import Runner
+
+
+NOISE = "digits-shift/noise_1"
+CONTRAST = "digits-shift/contrast"
+
+
+@pytest.fixture
+def evaluate(model, processor, digits):
+    """Evaluates on 96 test images in batches of 32, unless told otherwise."""
+
+    def run(models=None, dataset=None, **options):
+        options = {
+            "num_samples": 96,
+            "batch_size": 32,
+            "corruptions": [NOISE, CONTRAST],
+            "methods": "batch",
+            **options,
+        }
+        options = {"image_processor": processor, "show_progress": False, **options}
+        models, dataset = model if models is None else models, digits if dataset is None else dataset
+        return evaluate_robustness(models, dataset, **options)
+
+    return run
+
+
+def predictions(results, condition, method):
+    number = [one.name for one in results.conditions].index(condition)
+    return results.outcomes[0][number].methods[method].prediction
+
+
+def test_figures_are_those_of_the_plain_computation(evaluate, model, processor, digits):
+    rows = digits["test"].select(range(80))
+    results = evaluate(dataset=rows, num_samples=None, corruptions=NOISE, methods={"own": AdaptationConfig(gate=None)})
+
+    order = ImageSource(rows, processor, model.config).order("iid", seed=0)
+    pixels = processor(images=rows["image"][:], do_normalize=False, return_tensors="pt").pixel_values
+    noisy = (corrupt(pixels, NOISE, seed=0) - 0.3) / 0.35
+    labels = torch.tensor(rows["label"])
+    adapter = TestTimeAdapter(model, gate=None)
+    expected, distances = torch.zeros(80, dtype=torch.long), torch.zeros(80)
+    for start in range(0, 80, 32):
+        batch = torch.from_numpy(order[start : start + 32])
+        output = adapter(noisy[batch])
+        expected[batch], distances[batch] = output.logits.argmax(-1), output.idempotence
+    plain = model(noisy).logits.argmax(-1)
+
+    assert predictions(results, NOISE, "own").tolist() == expected.tolist()
+    assert predictions(results, NOISE, "none").tolist() == plain.tolist()
+    assert results.accuracy(NOISE, "own") == pytest.approx((expected == labels).double().mean().item())
+    assert results.accuracy(NOISE, "none") == pytest.approx((plain == labels).double().mean().item())
+    np.testing.assert_allclose(results.outcomes[0][1].distance, distances, atol=1e-5)
+
+
+def test_clean_images_come_first_and_are_what_the_processor_makes_of_them(evaluate, model, processor, digits):
+    results = evaluate(num_samples=None, corruptions="none", methods="none")
+    assert [condition.name for condition in results.conditions] == ["clean"]
+    pixel_values = processor(images=digits["test"]["image"][:], return_tensors="pt").pixel_values
+    correct = model(pixel_values).logits.argmax(-1) == torch.tensor(digits["test"]["label"])
+    assert results.accuracy("clean", "none") == pytest.approx(correct.double().mean().item())
+
+
+def test_normalisation_as_a_step_of_its_own_is_that_of_the_processor(processor, digits):
+    images = digits["test"]["image"][:5]
+    pixels = processor(images=images, do_normalize=False, return_tensors="pt").pixel_values
+    whole = processor(images=images, return_tensors="pt").pixel_values
+    normalization = Normalization(processor)
+    torch.testing.assert_close(normalization(pixels), whole)
+    torch.testing.assert_close(normalization.undo(whole), pixels, atol=1e-6, rtol=0)
+
+
+def test_rows_of_tensors_give_the_figures_of_their_images(evaluate, processor, digits):
+    rows = digits["test"].select(range(40))
+    tensors = processor(images=rows["image"][:], return_tensors="pt").pixel_values
+    as_rows = [{"pixel_values": image, "label": label} for image, label in zip(tensors, rows["label"], strict=True)]
+    from_images, from_tensors = evaluate(dataset=rows), evaluate(dataset=as_rows)
+    assert predictions(from_images, NOISE, "none").tolist() == predictions(from_tensors, NOISE, "none").tolist()
+
+
+def test_corruptions_do_not_depend_on_the_batch_size(evaluate):
+    large, small = evaluate(methods="none"), evaluate(methods="none", batch_size=7)
+    for number in range(3):
+        np.testing.assert_allclose(large.outcomes[0][number].distance, small.outcomes[0][number].distance, atol=1e-5)
+
+
+def test_class_sorted_batches_hold_few_classes(model, processor, digits):
+    source = ImageSource(digits["test"], processor, model.config)
+    batches = list(source.batches("class-sorted", 0, 50))
+    labels = torch.cat([batch.labels for batch in batches])
+    assert torch.equal(labels, labels.sort().values)
+    assert sorted(np.concatenate([batch.index for batch in batches])) == list(range(500))
+
+
+def test_mixed_batches_hold_all_conditions_and_each_image_meets_each_once(evaluate, monkeypatch):
+    batches = []
+    original = Runner._conditions_of
+
+    def spy(self, batch, sweep):
+        conditions = original(self, batch, sweep)
+        batches.append((batch.index, conditions))
+        return conditions
+
+    monkeypatch.setattr(Runner, "_conditions_of", spy)
+    results = evaluate(order="mixed", methods="none")
+    assert all(set(conditions) == {0, 1, 2} for _, conditions in batches)
+    for outcomes in results.outcomes[0].values():
+        assert len(set(outcomes.index)) == len(outcomes) == 96
+    iid = evaluate(order="iid", methods="none")
+    for number in range(3):
+        np.testing.assert_allclose(iid.outcomes[0][number].distance, results.outcomes[0][number].distance, atol=1e-5)
+
+
+def test_a_stream_crosses_conditions_in_continual_order_only(evaluate):
+    always = {"stream": AdaptationConfig(scope="stream", gate=None, learning_rate=1e-2), "batch": AdaptationConfig()}
+    iid, continual = evaluate(methods=always), evaluate(methods=always, order="continual")
+
+    def confidence(results, number, method):
+        return results.outcomes[0][number].methods[method].confidence
+
+    assert np.array_equal(confidence(iid, 0, "stream"), confidence(continual, 0, "stream"))
+    assert not np.allclose(confidence(iid, 2, "stream"), confidence(continual, 2, "stream"), atol=1e-3)
+    for number in range(3):
+        assert np.array_equal(confidence(iid, number, "batch"), confidence(continual, number, "batch"))
+
+
+def test_methods_without_layers_to_work_on_are_reported(evaluate):
+    results = evaluate(methods="none,statistics,tent,batch", corruptions=CONTRAST)
+    assert results.methods == ["none", "batch"]
+    assert results.not_applicable == {
+        "statistics": "no batch normalisation layers",
+        "tent": "no normalisation layers",
+    }
+    assert "tent: n/a: no normalisation layers" in results.table()
+
+
+def test_methods_on_batch_norm_models_are_those_of_their_presets(evaluate, batch_norm_model):
+    results = evaluate(models=batch_norm_model, methods="statistics,tent", corruptions=CONTRAST)
+    assert results.methods == ["none", "statistics", "tent"]
+    confidences = [results.outcomes[0][1].methods[name].confidence for name in results.methods]
+    assert not np.allclose(confidences[0], confidences[1])
+    assert not np.allclose(confidences[1], confidences[2])
+
+
+def test_a_model_is_left_as_it_was(evaluate, model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    evaluate(methods="torch-ttt,stream,image")
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_several_models_and_seeds_give_means(evaluate, model, random_model):
+    both = evaluate(models=[model, random_model], seeds=[0, 5], methods="none", corruptions=NOISE)
+    single = [
+        evaluate(models=one, seeds=seed, methods="none", corruptions=NOISE).accuracy(NOISE, "none")
+        for one in (model, random_model)
+        for seed in (0, 5)
+    ]
+    score = both.condition_scores[1]["methods"]["none"]
+    assert score["accuracy_by_run"] == pytest.approx(single)
+    assert score["accuracy"] == pytest.approx(np.mean(single))
+    assert len(set(single)) > 1
+    assert both.table().count("mean of shifted") == 5
+
+
+def test_gains_are_paired_and_losses_are_named(evaluate):
+    harmful = AdaptationConfig(learning_rate=1.0, gate=None, diversity_weight=0.0)
+    results = evaluate(methods={"harmful": harmful, "again": harmful})
+    summary = results.overall["harmful"]
+    gain = summary["gain_over"]["none"]
+    expected = np.mean([results.accuracy(n, "harmful") - results.accuracy(n, "none") for n in (NOISE, CONTRAST)])
+    assert gain["gain"] == pytest.approx(expected)
+    assert gain["lower"] <= gain["gain"] <= gain["upper"] < 0
+    assert summary["does_not_help"] == summary["harms"] == ["clean", NOISE, CONTRAST]
+    assert results.overall["again"]["gain_over"]["harmful"] == {"gain": 0.0, "lower": 0.0, "upper": 0.0}
+    assert "does not help on clean" in results.table()
+
+
+def test_mean_corruption_error_is_relative_to_a_reference(evaluate, random_model):
+    reference = evaluate(models=random_model, methods="none")
+    results = evaluate(methods="none", reference=json.loads(json.dumps(reference.to_dict())))
+    ratios = [(1 - results.accuracy(n, "none")) / (1 - reference.accuracy(n, "none")) for n in (NOISE, CONTRAST)]
+    assert results.overall["none"]["relative_mean_corruption_error"] == pytest.approx(np.mean(ratios))
+    assert "relative to IT3ForImageClassification" in results.table()
+    with pytest.raises(ValueError, match="reference_errors has no corruption 'digits-shift/blur'"):
+        evaluate(corruptions="digits-shift/blur", methods="none", reference=reference)
+
+
+def test_severities_are_rows_of_one_group(evaluate):
+    results = evaluate(corruptions="mnist-c/shot_noise", severities="1,5", methods="none")
+    assert [one.name for one in results.conditions] == ["clean", "mnist-c/shot_noise:1", "mnist-c/shot_noise:5"]
+    assert results.accuracy("mnist-c/shot_noise:5", "none") <= results.accuracy("mnist-c/shot_noise:1", "none")
+    assert sum("shot_noise" in line for line in results.table().splitlines()) == 1
+
+
+def test_published_sets_are_conditions_of_their_own(evaluate, digits):
+    sets = {"clean": digits["test"].select(range(40)), "other": digits["train"].select(range(60))}
+    results = evaluate(dataset=sets, corruptions="none")
+    assert [score["num_images"] for score in results.condition_scores] == [40, 60]
+    assert [condition.is_clean for condition in results.conditions] == [True, False]
+    assert results.condition_scores[1]["idempotence_distance"]["shift_detection_auroc"] is not None
+    by_split = evaluate(split="test,train", corruptions="none", methods="none")
+    assert [condition.name for condition in by_split.conditions] == ["test", "train"]
+
+
+def test_labels_are_translated_where_the_data_set_orders_classes_differently(evaluate, model, digits):
+    model.config.id2label = {number: str(number) for number in range(10)}
+    rows = digits["test"].select(range(50))
+    backwards = [str(9 - number) for number in range(10)]
+    features = rows.features.copy()
+    features["label"] = type(features["label"])(names=backwards)
+    flipped = rows.map(lambda row: {"label": 9 - row["label"]}).cast(features)
+    assert evaluate(dataset=flipped).accuracy("clean", "none") == evaluate(dataset=rows).accuracy("clean", "none")
+
+
+def test_model_index_entries_hold_both_accuracies(evaluate):
+    results = evaluate(methods="batch,image")
+    entries = model_index_entries(results)
+    assert [entry["name"] for entry in entries] == ["clean", NOISE, CONTRAST]
+    assert entries[1]["accuracy_unadapted"] == results.accuracy(NOISE, "none")
+    assert entries[1]["accuracy_adapted"] == results.accuracy(NOISE, "batch")
+    assert model_index_entries(results, "image")[2]["accuracy_adapted"] == results.accuracy(CONTRAST, "image")
+    with pytest.raises(ValueError, match="'tent' is not among the results; choose from batch, image"):
+        model_index_entries(results, "tent")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"corruptions": "fogg"}, "corruption 'fogg' is unknown"),
+        ({"severities": "0-3"}, "severities='0-3' must be one or more of 1, 2, 3, 4, 5"),
+        ({"severities": "low"}, "severities='low' is not understood"),
+        ({"methods": "batchwise"}, "methods has 'batchwise'; choose from it3"),
+        ({"methods": {"none": AdaptationConfig()}}, "choose another name"),
+        ({"order": "random"}, "order='random' must be one of iid"),
+        ({"batch_size": 0}, "batch_size=0 must be an integer >= 1"),
+        ({"num_samples": 0}, "num_samples=0 must be an integer >= 1"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be one or more different"),
+        ({"split": "validation"}, "no split 'validation'; its splits are train, test"),
+        ({"label_column": "digit"}, "no label column 'digit'"),
+        ({"split": "test,train", "order": "mixed"}, "evaluate one split or configuration"),
+        ({"resume": True}, "need output_dir"),
+    ],
+)
+def test_errors_say_what_was_given(evaluate, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(**options)
+
+
+def test_plain_classifiers_and_empty_sets_are_refused(evaluate, model, digits):
+    with pytest.raises(TypeError, match="takes no label signal"):
+        evaluate(models=model.backbone)
+    with pytest.raises(ValueError, match="the data set is empty"):
+        evaluate(dataset=digits["test"].select([]))
+
+
+def test_all_corruptions_are_those_that_suit_the_channels():
+    assert set(parse_corruptions("all", 1)) == set(parse_corruptions("mnist-c", 3))
+    assert set(parse_corruptions("all", 3)) == set(parse_corruptions("imagenet-c", 1))
+    assert len(parse_corruptions("all", 1)) == len(parse_corruptions("all", 3)) == 15
+    assert parse_corruptions("none", 1) == []
+    assert parse_severities("1-3,5") == (1, 2, 3, 5)
