@@ -85,6 +85,9 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
         image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
+    # PIL converts these to few modes, and not to grey.
+    if between := {"LAB": "RGB", "La": "LA"}.get(image.mode):
+        image = image.convert(between)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, bfloat16
 from torch.utils.data import Dataset
 from transformers.image_utils import load_image
 from transformers.pipelines import ImageClassificationPipeline
@@ -21,8 +21,9 @@ from .remote_code_it3 import is_remote_code
 
 
 _OVERRIDES = tuple(inspect.signature(AdaptationConfig).parameters)
-# Settings whose adapters a pipeline keeps; each holds a copy of the parameters that it may change.
+# Settings whose adapters a pipeline keeps, beside its streams; each holds a copy of the parameters that it may change.
 _MAX_ADAPTERS = 4
+_NOT_GIVEN = object()
 
 
 @dataclass
@@ -105,12 +106,14 @@ class IT3Pipeline(ImageClassificationPipeline):
         adapt: bool | None = None,
         return_idempotence: bool | None = None,
         return_unadapted: bool | None = None,
-        top_k: int | None = None,
+        top_k: Any = _NOT_GIVEN,
         function_to_apply: Any = None,
         timeout: float | None = None,
         **overrides: Any,
     ) -> tuple[dict, dict, dict]:
-        preprocess, _, postprocess = super()._sanitize_parameters(top_k, function_to_apply, timeout)
+        preprocess, _, postprocess = super()._sanitize_parameters(None, function_to_apply, timeout)
+        if top_k is not _NOT_GIVEN:
+            postprocess["top_k"] = top_k
         forward: dict[str, Any] = {}
         if adapt is not None:
             forward["adapt"] = adapt
@@ -129,7 +132,8 @@ class IT3Pipeline(ImageClassificationPipeline):
         Args:
             inputs: an image (path, URL, base64 string, `PIL.Image`, array or tensor), a list of images, a data set
                 (torch or `datasets`, with a column of images), or a generator.
-            top_k (`int`, defaults to 5), function_to_apply, timeout: as in the stock pipeline.
+            top_k (`int` or `None`, defaults to 5): how many classes to return; `None` returns all.
+            function_to_apply, timeout: as in the stock pipeline.
             kwargs: see the class.
 
         Returns:
@@ -161,6 +165,8 @@ class IT3Pipeline(ImageClassificationPipeline):
             if len(inputs) == 0:
                 raise ValueError("the list of images is empty: there is nothing to classify")
             return [_Numbered(image, position) for position, image in enumerate(inputs)], True
+        if isinstance(inputs, dict) and hasattr(inputs, "column_names"):
+            raise ValueError(f"the data set has the splits {', '.join(inputs)}; pass one of them")
         is_dataset = isinstance(inputs, Dataset) or hasattr(inputs, "column_names")
         if is_dataset and hasattr(inputs, "__len__"):
             return _NumberedDataset(inputs), True
@@ -177,8 +183,8 @@ class IT3Pipeline(ImageClassificationPipeline):
         try:
             loaded = self._load(_image_of(image), timeout)
             inputs = self.image_processor(images=loaded, return_tensors="pt")
-        except (OSError, TypeError, ValueError, SyntaxError) as error:
-            # PIL reports some broken files as SyntaxError.
+        except Exception as error:
+            # Of many kinds: PIL reports some broken files as SyntaxError, the HTTP client has errors of its own.
             where = "image" if position is None else f"image {position}"
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{where} ({given}) cannot be classified: {reason}") from error
@@ -187,6 +193,9 @@ class IT3Pipeline(ImageClassificationPipeline):
     def _load(self, image: Any, timeout: float | None) -> Any:
         channels = getattr(self.model.config.backbone_config, "num_channels", 3)
         if isinstance(image, (np.ndarray, Tensor)):
+            if isinstance(image, Tensor):
+                image = image.detach().cpu()
+                image = image.float() if image.dtype == bfloat16 else image
             array = np.asarray(image)
             return match_channels(array[None] if array.ndim == 2 else array, channels)
         if isinstance(image, (str, os.PathLike)):
@@ -214,7 +223,9 @@ class IT3Pipeline(ImageClassificationPipeline):
                 if known == config:
                     return adapter
             adapter = TestTimeAdapter(self.model, config)
-            self._adapters = [(config, adapter), *self._adapters[: _MAX_ADAPTERS - 1]]
+            streams = [entry for entry in self._adapters if entry[0].scope == "stream"]
+            others = [entry for entry in self._adapters if entry[0].scope != "stream"]
+            self._adapters = [(config, adapter), *streams, *others[: _MAX_ADAPTERS - 1]]
             return adapter
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:

@@ -1,0 +1,124 @@
+"""IT3ImageProcessor: images of every mode and layout, as many channels as the model takes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from hf_it3 import IT3ImageProcessor
+
+
+MODES = [
+    "1",
+    "L",
+    "P",
+    "RGB",
+    "RGBA",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "F",
+    "LA",
+    "La",
+    "PA",
+    "RGBa",
+    "RGBX",
+    "I;16",
+]
+
+
+def grey(**values) -> IT3ImageProcessor:
+    return IT3ImageProcessor(**{"num_channels": 1, "do_normalize": False, **values})
+
+
+def image_of_mode(mode: str, value: int = 255) -> Image.Image:
+    """A white image with a black left half."""
+    array = np.zeros((20, 20), np.uint8)
+    array[:, 10:] = value
+    image = Image.fromarray(array)
+    if mode in ("I;16", "I"):
+        deep = array.astype(np.uint16) * 257
+        return Image.fromarray(deep) if mode == "I;16" else Image.fromarray(deep.astype(np.int32))
+    if mode == "LAB":
+        from PIL import ImageCms
+
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        return ImageCms.applyTransform(image.convert("RGB"), ImageCms.buildTransform(*profiles, "RGB", "LAB"))
+    for step in {"La": ("LA", "La"), "PA": ("P", "PA"), "RGBa": ("RGBA", "RGBa"), "HSV": ("RGB", "HSV")}.get(
+        mode, (mode,)
+    ):
+        image = image.convert(step)
+    assert image.mode == mode
+    return image
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", MODES)
+def test_images_of_every_mode_show_the_same_picture(mode, channels):
+    processor = grey(num_channels=channels, size={"height": 20, "width": 20})
+    pixels = processor(images=image_of_mode(mode), return_tensors="pt").pixel_values
+    assert pixels.shape == (1, channels, 20, 20)
+    assert pixels[..., :10].max() < 0.03
+    assert pixels[..., 10:].min() > 0.97
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparency_is_white(channels):
+    clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    palette = Image.new("P", (20, 20))
+    palette.info["transparency"] = 0
+    for image in (clear, palette):
+        assert grey(num_channels=channels)(images=image, return_tensors="pt").pixel_values.min() == 1
+
+
+@pytest.mark.parametrize("shape", [(20, 20, 1), (20, 20, 3), (20, 20, 4), (1, 20, 20), (3, 20, 20), (4, 20, 20)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_arrays_and_tensors_of_every_layout_are_images(shape, channels, kind):
+    array = np.full(shape, 51, np.uint8)
+    pixels = grey(num_channels=channels)(images=[kind(array)], return_tensors="pt").pixel_values
+    torch.testing.assert_close(pixels, torch.full((1, channels, 28, 28), 0.2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(20,), (20, 20), (20, 20, 2), (2, 20, 20), (7, 7, 7)])
+def test_arrays_of_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError):
+        grey()(images=[np.zeros(shape, np.uint8)], return_tensors="pt")
+
+
+def test_colours_become_grey_as_pil_does_it():
+    array = np.random.default_rng(0).integers(0, 256, (28, 28, 3), np.uint8)
+    ours = grey(do_rescale=False)(images=[array], return_tensors="pt").pixel_values[0, 0]
+    theirs = torch.tensor(np.asarray(Image.fromarray(array).convert("L"))).float()
+    assert (ours - theirs).abs().max() <= 1
+
+
+def test_values_are_normalised_with_the_given_statistics():
+    processor = IT3ImageProcessor(num_channels=1, image_mean=[0.25], image_std=[0.5])
+    pixels = processor(images=Image.new("L", (9, 9), 255), return_tensors="pt").pixel_values
+    torch.testing.assert_close(pixels, torch.full((1, 1, 28, 28), 1.5))
+
+
+def test_several_images_of_several_sizes_become_one_batch():
+    images = [Image.new("L", (8, 8)), Image.new("RGB", (40, 30)), np.zeros((5, 9), np.uint8)]
+    assert grey()(images=images, return_tensors="pt").pixel_values.shape == (3, 1, 28, 28)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4, "3"])
+def test_other_numbers_of_channels_are_refused(channels):
+    with pytest.raises(ValueError, match=f"num_channels must be 1 or 3, got {channels!r}"):
+        IT3ImageProcessor(num_channels=channels)
+
+
+def test_it_survives_saving(tmp_path):
+    processor = IT3ImageProcessor(num_channels=1, image_mean=[0.1], image_std=[0.2], size={"height": 9, "width": 7})
+    processor.save_pretrained(tmp_path)
+    again = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(again) is IT3ImageProcessor
+    image = Image.new("RGB", (12, 12), (10, 200, 30))
+    one, other = (each(images=image, return_tensors="pt").pixel_values for each in (processor, again))
+    assert torch.equal(one, other)
+    assert one.shape == (1, 1, 9, 7)

@@ -1,0 +1,422 @@
+"""IT3Pipeline: what it accepts, who adapts with whom, what it returns, and what it says about bad input."""
+
+import base64
+import http.server
+import io
+import threading
+import warnings
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+from untouched import untouched
+
+from hf_it3 import IT3Pipeline, TestTimeAdapter
+
+
+TASK = "it3-image-classification"
+COUNT = 7
+
+
+@pytest.fixture
+def classifier(trained_directory):
+    return pipeline(TASK, model=trained_directory)
+
+
+@pytest.fixture(scope="session")
+def pictures(digits):
+    """Seven test digits, brightened so that adaptation is called for."""
+    return [
+        Image.fromarray((np.asarray(image) * 0.6 + 100).astype(np.uint8)) for image in digits["test"]["image"][:COUNT]
+    ]
+
+
+@pytest.fixture
+def pixels(classifier, pictures):
+    return classifier.image_processor(images=pictures, return_tensors="pt").pixel_values
+
+
+@pytest.fixture(scope="session")
+def files(pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for position, picture in enumerate(pictures):
+        picture.save(folder / f"{position}.png")
+    return [str(folder / f"{position}.png") for position in range(COUNT)]
+
+
+@pytest.fixture(scope="session")
+def urls(files):
+    """The pictures on a loopback HTTP server."""
+    folder = files[0].rpartition("/")[0]
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, directory=folder, **kwargs)
+
+        def log_message(self, *args):
+            """Says nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield [f"http://127.0.0.1:{server.server_port}/{position}.png" for position in range(COUNT)]
+        server.shutdown()
+
+
+def expected_scores(model, pixels, **settings) -> list[dict[str, float]]:
+    """Scores by label, as an adapter of the model's gives them for these images together."""
+    logits = TestTimeAdapter(model, **settings)(pixels).logits
+    return [dict(zip(model.config.id2label.values(), row.softmax(-1).tolist(), strict=True)) for row in logits]
+
+
+def assert_scores(results, expected):
+    results = list(results)
+    assert len(results) == len(expected)
+    for result, scores in zip(results, expected, strict=True):
+        assert [entry["score"] for entry in result] == sorted((entry["score"] for entry in result), reverse=True)
+        for entry in result:
+            assert entry["score"] == pytest.approx(scores[entry["label"]], abs=1e-5)
+
+
+def encoded(path):
+    with open(path, "rb") as file:
+        return base64.b64encode(file.read()).decode()
+
+
+class Rows(Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+class Streamed(IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+INPUTS = {
+    "PIL images": lambda pictures, files, urls: pictures,
+    "a tuple": lambda pictures, files, urls: tuple(pictures),
+    "paths": lambda pictures, files, urls: files,
+    "path objects": lambda pictures, files, urls: [__import__("pathlib").Path(file) for file in files],
+    "URLs": lambda pictures, files, urls: urls,
+    "base64": lambda pictures, files, urls: [encoded(file) for file in files],
+    "arrays": lambda pictures, files, urls: [np.asarray(picture) for picture in pictures],
+    "tensors": lambda pictures, files, urls: [torch.tensor(np.asarray(picture))[None] for picture in pictures],
+    "one array": lambda pictures, files, urls: np.stack([np.asarray(picture)[..., None] for picture in pictures]),
+    "one tensor": lambda pictures, files, urls: torch.tensor(np.stack([np.asarray(p)[None] for p in pictures])),
+    "a mixture": lambda pictures, files, urls: [pictures[0], files[1], urls[2], np.asarray(pictures[3]), *files[4:]],
+    "a data set": lambda pictures, files, urls: datasets.Dataset.from_dict(
+        {"image": pictures, "label": list(range(COUNT))}, features=FEATURES
+    ),
+    "a data set with another column": lambda pictures, files, urls: datasets.Dataset.from_dict(
+        {"picture": pictures}, features=datasets.Features({"picture": datasets.Image()})
+    ),
+    "a streamed data set": lambda pictures, files, urls: datasets.Dataset.from_dict(
+        {"image": pictures, "label": list(range(COUNT))}, features=FEATURES
+    ).to_iterable_dataset(),
+    "a torch data set": lambda pictures, files, urls: Rows(pictures),
+    "a torch data set of rows": lambda pictures, files, urls: Rows([{"image": picture} for picture in pictures]),
+    "a streamed torch data set": lambda pictures, files, urls: Streamed(pictures),
+    "a KeyDataset": lambda pictures, files, urls: KeyDataset(Rows([{"x": picture} for picture in pictures]), "x"),
+    "a generator": lambda pictures, files, urls: (picture for picture in pictures),
+    "an iterator": lambda pictures, files, urls: iter(pictures),
+}
+FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+
+
+class TestInputs:
+    @pytest.mark.parametrize("make", INPUTS.values(), ids=INPUTS)
+    def test_every_collection_of_images_adapts_together_in_order(
+        self, classifier, pictures, files, urls, pixels, make
+    ):
+        expected = expected_scores(classifier.model, pixels, gate=None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_scores(classifier(make(pictures, files, urls), gate=None), expected)
+
+    @pytest.mark.parametrize("kind", ["PIL", "path", "URL", "base64", "array", "tensor"])
+    def test_every_kind_of_image_can_come_alone(self, classifier, pictures, files, urls, pixels, kind):
+        array = np.asarray(pictures[0])
+        given = {
+            "PIL": pictures[0],
+            "path": files[0],
+            "URL": urls[0],
+            "base64": encoded(files[0]),
+            "array": array,
+            "tensor": torch.tensor(array)[None],
+        }[kind]
+        result = classifier(given, gate=None)
+        assert_scores([result], expected_scores(classifier.model, pixels[:1], gate=None))
+
+    @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "LA", "I;16", "I", "F"])
+    def test_images_of_every_mode_are_read_as_grey(self, classifier, mode):
+        grey = np.zeros((16, 16), np.uint8)
+        grey[4:12, 6:9] = 255
+        image = Image.fromarray(grey)
+        if mode.startswith("I"):
+            image = Image.fromarray(grey.astype(np.uint16 if mode == "I;16" else np.int32) * 257)
+        else:
+            image = image.convert(mode)
+        scores = classifier(image, top_k=10, adapt=False)
+        plain = classifier(Image.fromarray(grey), top_k=10, adapt=False)
+        assert [entry["label"] for entry in scores][:3] == [entry["label"] for entry in plain][:3]
+        assert scores[0]["score"] == pytest.approx(plain[0]["score"], abs=0.05)
+
+    def test_tensors_may_need_gradients_or_be_of_half_precision(self, classifier, pictures):
+        floats = torch.tensor(np.asarray(pictures[0]), dtype=torch.float32)[None]
+        expected = classifier(floats, adapt=False)
+        assert classifier(floats.clone().requires_grad_(), adapt=False) == expected
+        assert classifier(floats.bfloat16(), adapt=False)[0]["label"] == expected[0]["label"]
+
+    def test_images_keyword_is_understood_as_in_the_stock_pipeline(self, classifier, pictures):
+        assert classifier(images=pictures[0]) == classifier(pictures[0])
+
+
+class TestBatches:
+    @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+    @pytest.mark.parametrize("as_generator", [False, True])
+    def test_images_adapt_in_batches_of_the_given_size(self, classifier, pictures, pixels, batch_size, as_generator):
+        inputs = (picture for picture in pictures) if as_generator else pictures
+        expected = [
+            scores
+            for part in pixels.split(batch_size)
+            for scores in expected_scores(classifier.model, part, gate=None)
+        ]
+        assert_scores(classifier(inputs, batch_size=batch_size, gate=None), expected)
+
+    def test_the_default_size_is_the_models_own(self, trained_directory, pictures, pixels):
+        classifier = pipeline(TASK, model=trained_directory)
+        classifier.model.config.adaptation.batch_size = 4
+        expected = [
+            scores for part in pixels.split(4) for scores in expected_scores(classifier.model, part, gate=None)
+        ]
+        assert_scores(classifier(pictures, gate=None), expected)
+
+    def test_the_size_can_be_given_with_the_pipeline(self, trained_directory, pictures, pixels):
+        classifier = pipeline(TASK, model=trained_directory, batch_size=2, gate=None)
+        expected = [
+            scores for part in pixels.split(2) for scores in expected_scores(classifier.model, part, gate=None)
+        ]
+        assert_scores(classifier(pictures), expected)
+
+    def test_a_list_of_one_image_is_answered_with_a_list(self, classifier, pictures):
+        assert classifier(pictures[:1], gate=None) == [classifier(pictures[0], gate=None)]
+
+    def test_a_call_does_not_remember_the_one_before(self, classifier, pictures):
+        first = classifier(pictures, gate=None)
+        classifier(pictures[:2], gate=None)
+        assert classifier(pictures, gate=None) == first
+
+
+class TestSettings:
+    def test_without_adaptation_the_plain_model_answers(self, classifier, pictures, pixels):
+        with torch.no_grad():
+            probabilities = classifier.model(pixels).logits.softmax(-1)
+        results = classifier(pictures, adapt=False, top_k=1)
+        for result, row in zip(results, probabilities, strict=True):
+            assert result[0]["score"] == pytest.approx(row.max().item(), abs=1e-6)
+        assert (
+            pipeline(TASK, model=classifier.model, image_processor=classifier.image_processor, adapt=False)(
+                pictures, top_k=1
+            )
+            == results
+        )
+
+    def test_overrides_hold_for_one_call_or_for_the_pipeline(self, trained_directory, pictures, pixels):
+        classifier = pipeline(TASK, model=trained_directory, num_steps=2, gate=None)
+        model = classifier.model
+        expected = expected_scores(model, pixels, gate=None, num_steps=2)
+        assert_scores(classifier(pictures), expected)
+        assert_scores(
+            classifier(pictures, learning_rate=1e-2),
+            expected_scores(model, pixels, gate=None, num_steps=2, learning_rate=1e-2),
+        )
+        assert_scores(classifier(pictures), expected)
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ({"num_step": 3}, "no field 'num_step'.*did you mean 'num_steps'"),
+            ({"num_steps": -3}, "num_steps must be an integer >= 0, got -3"),
+            ({"scope": "all"}, "scope must be one of .* got 'all'"),
+        ],
+    )
+    def test_wrong_overrides_are_refused_before_any_image_is_read(self, classifier, override, message):
+        with pytest.raises(ValueError, match=message):
+            classifier(["no-such-file.png"], **override)
+
+    @pytest.mark.parametrize(("top_k", "count"), [(1, 1), (3, 3), (None, 10), (99, 10)])
+    def test_top_k_limits_the_classes(self, classifier, pictures, top_k, count):
+        assert len(classifier(pictures[0], top_k=top_k)) == count
+
+    def test_by_default_the_best_five_classes_are_returned(self, classifier, pictures):
+        assert len(classifier(pictures[0])) == 5
+
+    @pytest.mark.parametrize(
+        ("function", "apply"),
+        [("softmax", lambda x: x.softmax(-1)), ("sigmoid", torch.sigmoid), ("none", lambda x: x)],
+    )
+    def test_the_function_that_makes_scores_can_be_chosen(self, classifier, pictures, pixels, function, apply):
+        with torch.no_grad():
+            expected = apply(classifier.model(pixels[:1]).logits[0]).max().item()
+        result = classifier(pictures[0], adapt=False, function_to_apply=function)
+        assert result[0]["score"] == pytest.approx(expected, abs=1e-5)
+
+    def test_distances_and_unadapted_scores_are_returned_on_request(self, classifier, pictures, pixels):
+        output = TestTimeAdapter(classifier.model, gate=None)(pixels)
+        before = output.initial_logits.softmax(-1)
+        results = classifier(pictures, gate=None, return_idempotence=True, return_unadapted=True)
+        for position, result in enumerate(results):
+            for entry in result:
+                assert entry.keys() == {"label", "score", "unadapted_score", "idempotence", "adapted"}
+                assert entry["adapted"] is True
+                assert entry["idempotence"] == pytest.approx(output.idempotence[position].item(), abs=1e-5)
+                label = classifier.model.config.label2id[entry["label"]]
+                assert entry["unadapted_score"] == pytest.approx(before[position, label].item(), abs=1e-5)
+        assert classifier(pictures, gate=1e6, return_idempotence=True)[0][0]["adapted"] is False
+        assert classifier(pictures[0])[0].keys() == {"label", "score"}
+
+    def test_flags_can_be_given_with_the_pipeline(self, trained_directory, pictures):
+        classifier = pipeline(TASK, model=trained_directory, return_unadapted=True, top_k=2)
+        assert [entry.keys() for entry in classifier(pictures[0])] == [{"label", "score", "unadapted_score"}] * 2
+
+
+class TestStream:
+    def test_the_stream_lives_on_from_call_to_call_until_it_is_reset(self, classifier, pictures, pixels):
+        settings = {"scope": "stream", "gate": None, "learning_rate": 1e-3}
+        first = classifier(pictures, **settings)
+        second = classifier(pictures, **settings)
+        assert first != second
+        adapter = TestTimeAdapter(classifier.model, **settings)
+        adapter(pixels)
+        torch.testing.assert_close(
+            adapter(pixels).logits, classifier.adapter(**settings).adapted_model()(pixels).logits
+        )
+        classifier.adapter(**settings).reset()
+        assert classifier(pictures, **settings) == first
+
+    def test_calls_with_other_settings_in_between_do_not_end_it(self, trained_directory, pictures):
+        settings = {"scope": "stream", "gate": None, "learning_rate": 1e-3}
+        undisturbed, classifier = (pipeline(TASK, model=trained_directory) for _ in range(2))
+        expected = [undisturbed(pictures, **settings) for _ in range(2)]
+        results = [classifier(pictures, **settings)]
+        for steps in range(8):
+            classifier(pictures, num_steps=steps, gate=None)
+        results.append(classifier(pictures, **settings))
+        assert results == expected
+
+    def test_the_models_own_settings_may_say_stream(self, classifier, pictures):
+        classifier.model.config.adaptation = classifier.model.config.adaptation.replace(scope="stream", gate=None)
+        assert classifier(pictures) != classifier(pictures)
+
+
+class TestBadInput:
+    @pytest.fixture
+    def broken(self, files, tmp_path):
+        """Files that are no images, by name."""
+        with open(files[0], "rb") as file:
+            whole = file.read()
+        contents = {
+            "corrupt.png": whole[:40] + bytes(40) + whole[80:],
+            "truncated.png": whole[: len(whole) - 30],
+            "text.png": b"this is text\n" * 20,
+            "empty.png": b"",
+        }
+        for name, content in contents.items():
+            (tmp_path / name).write_bytes(content)
+        large = io.BytesIO()
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)).save(large, "JPEG")
+        (tmp_path / "truncated.jpg").write_bytes(large.getvalue()[:700])
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        "name", ["corrupt.png", "truncated.png", "truncated.jpg", "text.png", "empty.png", "missing.png"]
+    )
+    def test_a_file_that_is_no_image_is_named_with_its_position(self, classifier, pictures, broken, name):
+        for inputs, where in (([*pictures[:2], str(broken / name)], "image 2"), (str(broken / name), "image")):
+            with pytest.raises(ValueError) as error:
+                classifier(inputs)
+            assert str(error.value).startswith(f"{where} (")
+            assert name in str(error.value)
+            assert "\n" not in str(error.value)
+
+    def test_in_a_generator_the_images_before_it_are_answered(self, classifier, pictures):
+        results = iter(classifier((image for image in [*pictures[:4], "missing.png"]), batch_size=2))
+        assert len([next(results) for _ in range(4)]) == 4
+        with pytest.raises(ValueError, match=r"^image 4 \('missing.png'\) cannot be classified"):
+            next(results)
+
+    @pytest.mark.parametrize("path", ["missing.png", "../nowhere"])
+    def test_a_url_that_leads_nowhere_is_named(self, classifier, urls, path):
+        url = urls[0].rpartition("/")[0] + "/" + path
+        with pytest.raises(ValueError, match=rf"^image 1 \('{url}'\) cannot be classified"):
+            classifier([urls[0], url])
+
+    def test_a_server_that_does_not_answer_is_named(self, classifier):
+        with http.server.HTTPServer(("127.0.0.1", 0), None) as server:
+            url = f"http://127.0.0.1:{server.server_port}/x.png"
+        with pytest.raises(ValueError, match=rf"^image 0 \('{url}'\) cannot be classified"):
+            classifier([url], timeout=5)
+
+    @pytest.mark.parametrize(
+        ("image", "given"),
+        [
+            (np.zeros((5, 16, 16), np.uint8), r"ndarray of shape \(5, 16, 16\)"),
+            (np.zeros(16, np.uint8), r"ndarray of shape \(16,\)"),
+            (torch.zeros(2, 3, 16, 16), r"Tensor of shape \(2, 3, 16, 16\)"),
+            (None, "NoneType"),
+            (7, "int"),
+            (b"bytes", "bytes"),
+            ({"text": "no image"}, "dict"),
+            ("file:///tmp/x.png", "'file:///tmp/x.png'"),
+        ],
+    )
+    def test_anything_that_is_no_image_is_described_with_its_position(self, classifier, pictures, image, given):
+        with pytest.raises(ValueError, match=rf"^image 1 \({given}\) cannot be classified: "):
+            classifier([pictures[0], image])
+
+    @pytest.mark.parametrize("nothing", [[], (), np.zeros((0, 16, 16, 1), np.uint8)])
+    def test_an_empty_list_is_refused(self, classifier, nothing):
+        with pytest.raises(ValueError, match="the list of images is empty"):
+            classifier(nothing)
+
+    def test_no_input_is_refused(self, classifier):
+        with pytest.raises(ValueError, match="the pipeline needs images"):
+            classifier()
+
+    def test_a_data_set_with_splits_is_refused(self, classifier, digits):
+        with pytest.raises(ValueError, match="the data set has the splits train, test; pass one of them"):
+            classifier(digits)
+
+    def test_a_model_that_takes_no_signal_is_refused(self, model, classifier):
+        with pytest.raises(ValueError, match="IT3CNNForImageClassification takes no label signal and cannot adapt"):
+            IT3Pipeline(model=model.backbone, image_processor=classifier.image_processor)
+
+
+def test_the_model_stays_as_it_is(classifier, pictures):
+    with untouched(classifier.model):
+        for scope in ("batch", "image", "stream"):
+            classifier(pictures, scope=scope, gate=None)
+        classifier(pictures[0], gate=None)
+
+
+def test_it_can_be_called_from_several_threads(classifier, pictures):
+    from concurrent.futures import ThreadPoolExecutor
+
+    jobs = [{"gate": None, "num_steps": steps} for steps in (1, 2, 3)] * 2 + [{"adapt": False}]
+    expected = [classifier(pictures, **settings) for settings in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda settings: classifier(pictures, **settings), jobs)) == expected
