@@ -56,6 +56,8 @@ def load(model_class: type, load_whole: Callable, name: Any, args: tuple, kwargs
             # for safetensors where a repository has none.
             kwargs["revision"] = commit
         saved, _ = PreTrainedConfig.get_config_dict(name, **_of_hub(kwargs))
+        if not saved and kwargs.get("config") is None:
+            raise OSError(f"{name} has no config.json, which says what model the weights belong to")
     try:
         if is_delta(saved.get("base_model")):
             model, info = _load_delta(model_class, load_whole, name, saved["base_model"], args, kwargs)
@@ -64,6 +66,8 @@ def load(model_class: type, load_whole: Callable, name: Any, args: tuple, kwargs
     except SafetensorError as error:
         raise ValueError(_corrupt(name, error)) from error
     except OSError as error:
+        if is_delta(saved.get("base_model")):
+            raise
         if "use_safetensors" in str(error) or _has_pickle(name):
             raise OSError(
                 f"{name} has no model.safetensors; weights are read from safetensors files only, a pickle file such "
@@ -111,12 +115,14 @@ def _load_delta(
     base = base_model.get("delta_of") or {}
     if not (base.get("name_or_path") and base.get("revision")):
         raise ValueError(f"{name} holds changed weights only, but its config.json does not name base and revision")
-    file = cached_file(name, DELTA_NAME, **_of_hub(kwargs))
+    access = _of_hub(kwargs)
+    file = cached_file(name, DELTA_NAME, **access)
     config = kwargs.get("config")
     if not isinstance(config, PreTrainedConfig):
         config, kwargs = model_class.config_class.from_pretrained(name, return_unused_kwargs=True, **kwargs)
     base_config = copy.deepcopy(config)
-    own = {key: value for key, value in kwargs.items() if key not in _OWN_ARGUMENTS}
+    # Building the configuration uses up the token and the like, which the base model needs as well.
+    own = {key: value for key, value in {**kwargs, **access}.items() if key not in _OWN_ARGUMENTS}
     model, info = load_whole(
         base["name_or_path"], *args, output_loading_info=True, **own, config=base_config, revision=base["revision"]
     )
