@@ -77,14 +77,25 @@ def _open(names: Sequence[str], split: str) -> tuple[str, Iterable[dict[str, Any
         if split not in dataset:
             raise ValueError(f"{names[0]} has no split {split!r}; its splits are {', '.join(dataset)}")
         return f"{'data set' if paths[0].exists() else names[0]}, split {split}", dataset[split]
+    files = find_images(names)
+    return f"{len(files)} image files", ({"image": file} for file in files)
+
+
+def find_images(names: Sequence[str]) -> list[Path]:
+    """Image files, and those inside folders in alphabetical order.
+
+    Raises:
+        ValueError: for a path that does not exist, and if there are none.
+    """
     known = Image.registered_extensions()
-    files = []
-    for path in paths:
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known) if path.is_dir() else [path]
-        files += inside
+    files: list[Path] = []
+    for path in map(Path, names):
+        if not path.exists():
+            raise ValueError(f"{path} does not exist; give image files and folders of them")
+        files += sorted(file for file in path.rglob("*") if file.suffix.lower() in known) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"there are no image files in {', '.join(map(str, names))}")
-    return f"{len(files)} image files", ({"image": file} for file in files)
+    return files
 
 
 def _batches(rows: Iterable[dict[str, Any]], size: int, collator: ImageCollator) -> Iterator[Tensor]:

@@ -1,0 +1,55 @@
+"""`hf-it3 predict`: image files in, answers out."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_it3.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    generator = np.random.default_rng(0)
+    for name in ("b.png", "a.png", "c.png"):
+        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_a_folder_gives_one_line_per_image_in_alphabetical_order(folder, trained_directory, capsys):
+    assert main(["predict", str(trained_directory), str(folder), "--no_gate"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(folder / name) for name in ("a.png", "b.png", "c.png")]
+
+
+def test_json_lines_hold_unadapted_scores_and_whether_an_image_was_adapted(folder, trained_directory, capsys):
+    output = folder / "answers.jsonl"
+    arguments = ["predict", str(trained_directory), str(folder), "--no_gate", "--top_k", "2", "--output", str(output)]
+    assert main(arguments) == 0
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(answers) == 3
+    for answer in answers:
+        assert len(answer["classes"]) == 2
+        assert {"label", "score", "unadapted_score", "idempotence", "adapted"} == set(answer["classes"][0])
+        assert answer["classes"][0]["adapted"]
+
+
+def test_without_adaptation_the_plain_model_answers(folder, trained_directory, capsys):
+    main(["predict", str(trained_directory), str(folder / "a.png"), "--no_adapt", "--top_k", "10"])
+    plain = capsys.readouterr().out
+    main(["predict", str(trained_directory), str(folder), "--no_gate", "--top_k", "10"])
+    assert plain.splitlines()[0] != capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["missing.png"], "missing.png does not exist"), (["notes.txt"], "notes.txt"), (["empty"], "no image files")],
+)
+def test_mistakes_end_in_one_line_that_names_the_culprit(folder, trained_directory, capsys, names, message):
+    (folder / "empty").mkdir()
+    assert main(["predict", str(trained_directory), *[str(folder / name) for name in names]]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(error) == 1
+    assert message in error[0]
