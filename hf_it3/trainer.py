@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 
 from .adaptation_it3 import TestTimeAdapter
+from .calibration import CalibrationResult, calibrate_trainer, check_trainer
 from .data import IMAGE_COLUMNS, LABEL_COLUMNS, ImageCollator, image_processor_for
 from .gate_it3 import idempotence_distances
 from .metrics import classification_metrics
@@ -37,11 +38,14 @@ class IT3Trainer(TrainerHubMixin, Trainer):
             size and channels.
         compute_metrics (callable, *optional*): takes an `EvalPrediction`; by default accuracy, negative log-likelihood
             and expected calibration error.
-        calibrate (`bool`, defaults to `False`): choose the adaptation settings on `eval_dataset` after training.
+        calibrate (`bool`, defaults to `False`): choose the adaptation settings on `eval_dataset` after training, see
+            [`~hf_it3.calibration.calibrate`]; the result is in `trainer.calibration`, the report in `calibration/` of
+            the output folder.
         kwargs: as in `Trainer`.
 
     Raises:
         TypeError: if the model takes no label signal.
+        ValueError: when training starts, if it could not be followed by the calibration asked for.
 
     Example:
 
@@ -102,19 +106,20 @@ class IT3Trainer(TrainerHubMixin, Trainer):
             **kwargs,
         )
         self.calibrate = calibrate
+        self.calibration: CalibrationResult | None = None
         self._adapter: TestTimeAdapter | None = None
         self._loss_sums = dict.fromkeys(_LOSSES, 0.0)
         self._loss_count = 0
 
     def train(self, *args: Any, **kwargs: Any):
         """Trains as `Trainer.train` does, then measures the clean reference distance and calibrates if asked to."""
+        if self.calibrate:
+            check_trainer(self)
         output = super().train(*args, **kwargs)
         if self.args.reference_images:
             self.measure_reference_distance()
         if self.calibrate:
-            from .calibration import calibrate_trainer
-
-            calibrate_trainer(self)
+            self.calibration = calibrate_trainer(self)
         return output
 
     def _set_signature_columns_if_needed(self) -> None:

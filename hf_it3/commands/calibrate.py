@@ -1,0 +1,139 @@
+"""Chooses the adaptation settings of a model by measurement on held-out labelled images.
+
+Prints a table and writes the settings into the model's config.json, with calibration.json and a plot beside it; with
+--output_dir everything goes to a copy of the model. Weights do not change. Figures to report should come from images
+other than these.
+"""
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers.utils import CONFIG_NAME
+
+from ..adaptation_config_it3 import SCOPES
+from ..calibration import CalibrationResult, calibrate
+from ..calibration.calibrate import DEFAULT_NUM_SAMPLES
+from ..data import load_images
+from ..evaluation.inputs import LoadedModel, load_model
+from ..evaluation.storage import write_atomically
+
+
+_HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
+_CHOSEN_KEYS = ("adaptation", "reference_distance", "calibration_corruptions")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options named as the arguments of [`~hf_it3.calibration.calibrate`]."""
+    parser.add_argument("model", metavar="MODEL", help="Hub name or path")
+    parser.add_argument("--dataset", required=True, help="Hub name, path, or 'digits'")
+    parser.add_argument("--config_name", help="configuration of the data set")
+    parser.add_argument("--split", help="held-out images, 'test' or 'test[:2000]' (default: validation, else test)")
+    parser.add_argument("--reference_split", help="clean images for the gate's reference (default: the held-out ones)")
+    parser.add_argument("--image_column", help="default: image, img or pixel_values")
+    parser.add_argument("--label_column", help="default: label, labels or fine_label")
+    parser.add_argument("--scope", choices=SCOPES, help="who shares adapted weights (default: the model's own)")
+    parser.add_argument(
+        "--corruptions", metavar="NAMES", help="suites and names with commas (default: four for the model's channels)"
+    )
+    parser.add_argument("--severity", type=int, default=3, help="1 to 5 (default: 3)")
+    parser.add_argument(
+        "--num_samples",
+        type=int,
+        default=DEFAULT_NUM_SAMPLES,
+        metavar="N",
+        help=f"so many images (default: {DEFAULT_NUM_SAMPLES})",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, metavar="N", help="images that adapt together (default: the model's own)"
+    )
+    parser.add_argument(
+        "--max_clean_loss", type=float, default=0.3, metavar="POINTS", help="allowed on clean images (default: 0.3)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of corruptions and order (default: 0)")
+    parser.add_argument("--output_dir", metavar="DIR", help="save a calibrated copy here (default: change MODEL)")
+    parser.add_argument("--no_progress", action="store_true", help="show no progress bar")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Calibrates in the main process, saves, and prints the table."""
+    if not PartialState().is_main_process:
+        return
+    output_dir = arguments.output_dir
+    if output_dir is None and not os.path.isdir(arguments.model):
+        raise ValueError(
+            f"{arguments.model!r} is not a local folder, so it cannot be changed in place; pass --output_dir"
+        )
+    splits = load_images(arguments.dataset, arguments.config_name)
+    split = arguments.split or _held_out_split(splits)
+    dataset = select_split(splits, split)
+    reference = None if arguments.reference_split is None else select_split(splits, arguments.reference_split)
+    loaded = load_model(arguments.model)
+    same = ("scope", "corruptions", "severity", "num_samples", "batch_size", "max_clean_loss", "seed")
+    result = calibrate(
+        loaded.model,
+        loaded.image_processor,
+        dataset,
+        **{name: getattr(arguments, name) for name in (*same, "image_column", "label_column")},
+        reference_dataset=reference,
+        show_progress=not arguments.no_progress,
+    )
+    folder = save_calibrated(loaded, result, arguments.model if output_dir is None else output_dir)
+    files = result.save(folder)
+    print(result.table())
+    print(f"Chosen on {split}; {', '.join([CONFIG_NAME, *files])} are in {folder}")
+
+
+def _held_out_split(splits: Any) -> str:
+    for name in _HELD_OUT_SPLITS:
+        if name in splits:
+            return name
+    raise ValueError(
+        f"the data set has none of the splits {', '.join(_HELD_OUT_SPLITS)}, only {', '.join(map(str, splits))}; name "
+        "images that the model was not trained on with --split, 'train[50000:]' for example"
+    )
+
+
+def select_split(splits: Any, wanted: str) -> Any:
+    """A split of a data set, or a range of its rows: `"test"`, `"test[:2000]"`, `"train[50000:]"`.
+
+    Raises:
+        ValueError: for a split that does not exist, and for an empty range.
+    """
+    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d*):(\d*)\])?", wanted)
+    if match is None or match[1] not in splits:
+        raise ValueError(
+            f"the data set has no split {wanted!r}; its splits are {', '.join(map(str, splits))}, and a range is "
+            "written 'test[:2000]'"
+        )
+    rows = splits[match[1]]
+    if match[2] is None:
+        return rows
+    chosen = range(int(match[2] or 0), min(int(match[3]) if match[3] else len(rows), len(rows)))
+    if not chosen:
+        raise ValueError(f"{wanted!r} has no rows; {match[1]!r} has {len(rows)}")
+    return rows.select(chosen)
+
+
+def save_calibrated(loaded: LoadedModel, result: CalibrationResult, folder: str | os.PathLike) -> Path:
+    """Saves a calibrated model in a folder; where that is the model's own, only three keys of its config change.
+
+    Returns:
+        The folder.
+    """
+    path = Path(folder)
+    config_path = path / CONFIG_NAME
+    if not os.path.isdir(loaded.name) or path.resolve() != Path(loaded.name).resolve():
+        loaded.model.save_pretrained(path)
+        loaded.image_processor.save_pretrained(path)
+        return path
+    # The rest stays as it is, also what this version does not know, and references to code of the model's own.
+    content = json.loads(config_path.read_text(encoding="utf-8"))
+    ours = loaded.model.config.to_dict()
+    content.update({key: ours[key] for key in _CHOSEN_KEYS})
+    write_atomically(config_path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    return path
