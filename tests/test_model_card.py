@@ -1,0 +1,219 @@
+"""Model cards: what they say, that they can be run, and that nobody's words are lost."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import ModelCard
+
+from hf_it3 import IT3Trainer, IT3TrainingArguments
+from hf_it3.card_merging import is_edited, load_card, merge_cards, rename_card
+from hf_it3.model_card import ConditionResult, build_model_card, public_id, write_model_card
+
+
+RESULTS = [
+    {"name": "clean", "accuracy_unadapted": 0.967, "accuracy_adapted": 0.966, "num_images": 500, "other": 1},
+    ConditionResult(
+        "noise|2", 0.55, 0.786, unadapted_per_seed=[0.52, 0.58], adapted_per_seed=[0.77, 0.802],
+        milliseconds_unadapted=0.1, milliseconds_adapted=1.25,
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture
+def card(model):
+    return build_model_card(
+        model, model_id="user/mnist-it3", results=RESULTS, dataset="ylecun/mnist", license="apache-2.0"
+    )
+
+
+@pytest.fixture
+def written(model, tmp_path):
+    """The file of a card, written twice: the second time nothing changes."""
+    path = write_model_card(tmp_path / "mnist", model, results=RESULTS, dataset="ylecun/mnist")
+    first = path.read_bytes()
+    assert write_model_card(tmp_path / "mnist", model, results=RESULTS, dataset="ylecun/mnist") == path
+    assert path.read_bytes() == first
+    return path
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+class TestContents:
+    def test_metadata(self, card):
+        data = card.data
+        assert (data.library_name, data.pipeline_tag, data.license) == ("hf_it3", "image-classification", "apache-2.0")
+        assert (data.datasets, data.metrics) == (["ylecun/mnist"], ["accuracy"])
+        assert "test-time-training" in data.tags
+        assert "adapted-at-test-time" not in data.tags
+
+    def test_model_index_has_every_condition_unadapted_and_adapted(self, card):
+        found = [(result.dataset_config, result.metric_name, result.metric_value) for result in card.data.eval_results]
+        assert found == [
+            ("clean", "Accuracy, unadapted", 0.967),
+            ("clean", "Accuracy, adapted", 0.966),
+            ("noise|2", "Accuracy, unadapted", 0.55),
+            ("noise|2", "Accuracy, adapted", 0.786),
+        ]
+        assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+
+    def test_robustness_table_and_cost(self, card):
+        assert "| clean | 96.7 | 96.6 | -0.1 |" in card.text
+        assert r"| noise\|2 | 55.0 (52.0 to 58.0) | 78.6 (77.0 to 80.2) | +23.6 |" in card.text
+        assert "| unadapted | 0.1 |\n| adapted | 1.25 |" in card.text
+
+    def test_body_has_all_sections(self, card):
+        titles = re.findall(r"^## (.+)$", card.text, re.MULTILINE)
+        assert titles == [
+            "How to use it",
+            "Intended use",
+            "Adaptation settings",
+            "Measured robustness",
+            "Cost per image",
+            "Limits",
+            "Versions",
+            "Citation",
+        ]
+        assert "Class-sorted streams" in card.text
+        assert "Small batches" in card.text
+        assert "| `num_steps` | 5 |" in card.text
+
+    def test_without_results_there_is_no_table(self, model):
+        card = build_model_card(model, model_id="user/new")
+        assert "Measured robustness" not in card.text
+        assert "model-index" not in str(card)
+
+    def test_usage_snippet_runs(self, trained_directory, model, capsys):
+        card = build_model_card(model, model_id=trained_directory)
+        snippet = re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1]
+        exec(snippet, {})
+        assert capsys.readouterr().out.count("'label'") == 3
+
+    def test_results_of_an_evaluation_are_taken_as_they_are(self, model):
+        results = SimpleNamespace(model_index_entries=lambda: RESULTS)
+        assert "| clean | 96.7 |" in build_model_card(model, model_id="a/b", results=results).text
+
+    @pytest.mark.parametrize("value", [96.7, -0.1, "0.9"])
+    def test_an_accuracy_that_is_no_fraction_is_refused(self, model, value):
+        result = {"name": "clean", "accuracy_unadapted": value, "accuracy_adapted": 0.9}
+        with pytest.raises(ValueError, match="accuracy_unadapted of condition 'clean' must be a fraction"):
+            build_model_card(model, model_id="a/b", results=[result])
+
+    def test_local_paths_stay_out(self, model, tmp_path):
+        model.config.base_model = {"name_or_path": str(tmp_path), "revision": None}
+        card = str(build_model_card(model, model_id="user/adapted"))
+        assert str(tmp_path) not in card
+        assert "base_model:" not in card
+        assert "from a model that is not on the Hub" in card
+
+    @pytest.mark.parametrize("name", ["./model", "/tmp/model", "~/model", "a/b/c", "", None, 3])
+    def test_what_is_no_repository_is_told(self, name):
+        assert public_id(name) is None
+
+    def test_plots_are_copied_beside_the_card(self, model, tmp_path):
+        (tmp_path / "gain.png").write_bytes(b"picture")
+        path = write_model_card(tmp_path / "model", model, plots=[(tmp_path / "gain.png", "Gain | loss")])
+        assert r"![Gain \| loss](gain.png)" in path.read_text()
+        assert (tmp_path / "model" / "gain.png").read_bytes() == b"picture"
+
+
+class TestEditedCards:
+    def test_a_generated_card_is_replaced(self, written, model):
+        assert r"noise\|2" in written.read_text()
+        write_model_card(written.parent, model, results=RESULTS[:1])
+        assert r"noise\|2" not in written.read_text()
+
+    @pytest.mark.parametrize("newline", ["\n", "\r\n"])
+    def test_edited_text_is_kept(self, written, model, newline):
+        edit(written, "## Intended use\n", "## Intended use\n\nNot for cats.\n")
+        written.write_bytes(written.read_text().replace("\n", newline).encode())
+        text = load_card(written).text
+        write_model_card(written.parent, model, results=RESULTS[:1])
+        assert load_card(written).text == text
+
+    def test_line_endings_alone_are_no_edit(self, written):
+        written.write_bytes(written.read_bytes().replace(b"\n", b"\r\n"))
+        assert not is_edited(load_card(written))
+
+    def test_a_card_without_signature_is_a_persons(self, written, model):
+        written.write_text("# My model\n")
+        write_model_card(written.parent, model, results=RESULTS)
+        card = load_card(written)
+        assert card.text.strip() == "# My model"
+        assert len(card.data.eval_results) == 4
+
+    def test_edited_metadata_is_kept_and_new_results_come_in(self, written, model):
+        edit(written, "license: unknown", "license: mit\nlanguage: en")
+        edit(written, "tags:\n", "tags:\n- mine\n")
+        better = {"name": "clean", "accuracy_unadapted": 0.97, "accuracy_adapted": 0.99}
+        write_model_card(written.parent, model, results=[better], dataset="ylecun/mnist")
+        data = load_card(written).data
+        assert (data.license, data.language) == ("mit", "en")
+        assert {"mine", "it3"} <= set(data.tags)
+        values = {(result.dataset_config, result.metric_name): result.metric_value for result in data.eval_results}
+        assert values["clean", "Accuracy, adapted"] == 0.99
+        assert values["noise|2", "Accuracy, adapted"] == 0.786
+
+    @pytest.mark.parametrize(
+        "content", [b"---\nlicense: [mit\n---\n# Mine\n", b"---\n- a list\n---\n# Mine\n", b"\xff\xfe\x00broken"]
+    )
+    def test_a_card_that_cannot_be_read_is_left_alone(self, written, model, content):
+        written.write_bytes(content)
+        with pytest.raises(ValueError, match="cannot be read, so it was left as it is"):
+            write_model_card(written.parent, model, results=RESULTS)
+        assert written.read_bytes() == content
+
+    def test_merging_keeps_what_only_the_existing_card_has(self, card):
+        existing = ModelCard("---\nco2_eq_emissions: 3\n---\n# Mine\n")
+        merged = merge_cards(existing, card)
+        assert merged.data.co2_eq_emissions == 3
+        assert merged.text.strip() == "# Mine"
+
+
+class TestRenaming:
+    def test_a_generated_card_takes_the_name_on_the_hub(self, written):
+        card = rename_card(load_card(written), "user/digits")
+        assert 'model="user/digits"' in card.text
+        assert "# digits\n" in card.text
+        assert card.data.model_name == "digits"
+        assert not is_edited(card)
+
+    def test_an_edited_card_stays(self, written):
+        edit(written, "Intended use", "What it is for")
+        card = load_card(written)
+        assert str(rename_card(card, "user/digits")) == str(card)
+
+
+class TestTrainer:
+    @pytest.fixture
+    def trainer(self, random_model, train_rows, processor, tmp_path):
+        arguments = IT3TrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, eval_adapted=True)
+        rows = train_rows[:64]
+        return IT3Trainer(random_model, arguments, train_dataset=rows, eval_dataset=rows, processing_class=processor)
+
+    def test_the_card_has_the_measured_accuracies(self, trainer, tmp_path):
+        metrics = trainer.evaluate()
+        trainer.create_model_card(license="mit", tags="mine", dataset="ylecun/mnist")
+        data = load_card(tmp_path / "README.md").data
+        assert [result.metric_value for result in data.eval_results] == [
+            round(metrics["eval_accuracy"], 4),
+            round(metrics["eval_adapted_accuracy"], 4),
+        ]
+        assert (data.license, data.datasets) == ("mit", ["ylecun/mnist"])
+        assert "mine" in data.tags
+
+    def test_only_the_main_process_writes(self, trainer, tmp_path, monkeypatch):
+        monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
+        trainer.create_model_card()
+        assert not (tmp_path / "README.md").exists()
+
+    def test_an_unreadable_card_is_left_alone_with_a_warning(self, trainer, tmp_path, caplog):
+        (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n")
+        with caplog.at_level("WARNING"):
+            trainer.create_model_card()
+        assert "No model card was written" in caplog.text
+        assert (tmp_path / "README.md").read_text() == "---\nlicense: [mit\n---\n"
