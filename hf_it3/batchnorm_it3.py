@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import logging
-from transformers.utils.output_capturing import CompileableContextVar
 
 from .injection_it3 import current_pass
 
@@ -16,7 +16,7 @@ logger = logging.get_logger(__name__)
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
-_test_statistics = CompileableContextVar("it3_test_statistics")
+_test_statistics: ContextVar[int | None] = ContextVar("it3_test_statistics", default=None)
 
 
 @contextmanager
@@ -104,7 +104,8 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
                 count.add_(1)
             momentum = 1.0 / float(count) if self.momentum is None else self.momentum
             return F.batch_norm(input, mean, var, self.weight, self.bias, True, momentum, self.eps)
-        prior_count = _test_statistics.get()
+        # A compiled forward pass has no test-time choice: adaptation runs on an uncompiled shell.
+        prior_count = None if torch.compiler.is_compiling() else _test_statistics.get()
         # Autocast mixes types, which batch_norm does not take under vmap.
         features = input.to(torch.promote_types(input.dtype, mean.dtype))
         if prior_count is None:

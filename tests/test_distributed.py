@@ -40,8 +40,8 @@ def train(directory: Path, processes: int, family: str, batch_size: int, **argum
     ]
 
 
-# DINOv2 holds a mask token that its classifier never uses, and no BatchNorm, whose statistics would be those of half the
-# batch in each process.
+# DINOv2 holds a mask token that its classifier never uses, and no BatchNorm, whose statistics would be those of half
+# the batch in each process.
 def test_two_processes_end_where_one_with_the_same_global_batch_ends(tmp_path):
     first, second = train(tmp_path / "two", 2, "dinov2", 4)
     (alone,) = train(tmp_path / "one", 1, "dinov2", 8)
