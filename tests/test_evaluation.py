@@ -22,14 +22,8 @@ def evaluate(model, processor, digits):
     """Evaluates on 96 test images in batches of 32, unless told otherwise."""
 
     def run(models=None, dataset=None, **options):
-        options = {
-            "num_samples": 96,
-            "batch_size": 32,
-            "corruptions": [NOISE, CONTRAST],
-            "methods": "batch",
-            **options,
-        }
-        options = {"image_processor": processor, "show_progress": False, **options}
+        ours = {"num_samples": 96, "batch_size": 32, "corruptions": [NOISE, CONTRAST], "methods": "batch"}
+        options = {**ours, "image_processor": processor, "show_progress": False, **options}
         models, dataset = model if models is None else models, digits if dataset is None else dataset
         return evaluate_robustness(models, dataset, **options)
 

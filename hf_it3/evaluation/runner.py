@@ -100,10 +100,10 @@ class Runner:
         with tqdm(total=total, desc=sweep.name, disable=not is_shown, leave=False, unit="batch") as bar:
             for batch in batches:
                 self._run_batch(batch, sweep, collector)
-                bar.update(batch.number + 1 - bar.n)
                 if is_shown:
                     running = collector.running_accuracy().items()
                     bar.set_postfix({name: f"{100 * value:.1f}" for name, value in running}, refresh=False)
+                bar.update(batch.number + 1 - bar.n)
         outcomes = collector.join(gather(collector.to_parts()))
         outcomes.methods = {method.name: outcomes.methods[method.name] for method in self.methods}
         return outcomes
