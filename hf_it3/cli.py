@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": "classify image files, adapting to them",
     "adapt": "adapt a model to unlabelled images and keep the result",
     "push": "push a saved model to the Hub",
+    "app": "try a model in the browser",
     "env": "print versions, for bug reports",
 }
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, TypeError, HfHubHTTPError) as error:
         if parsed.debug:
             raise
-        print(f"hf-it3 {parsed.command}: error: {error}", file=sys.stderr)
+        print(f"hf-it3 {parsed.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 

@@ -45,10 +45,6 @@ class ShiftTest:
             return cls(None)
         return cls(gate, reference["mean"], reference["std"])
 
-    @property
-    def always_open(self) -> bool:
-        return self.gate is None
-
     def is_shifted(self, distances: Tensor) -> bool:
         """Whether images with these distances, shape `(N,)`, are shifted as a group."""
         if self.gate is None:

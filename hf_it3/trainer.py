@@ -56,6 +56,7 @@ class IT3Trainer(TrainerHubMixin, Trainer):
     >>> arguments = IT3TrainingArguments("runs/example", max_steps=2, disable_tqdm=True, logging_strategy="no")
     >>> trainer = IT3Trainer(IT3ForImageClassification(IT3Config()), arguments, train_dataset=data)
     >>> trainer.train().global_step
+    {'train_runtime': ..., 'train_loss': ...}
     2
 
     ```

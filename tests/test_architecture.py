@@ -1,0 +1,144 @@
+"""Imports go one way, and what travels with the weights imports nothing that may be missing where they arrive."""
+
+import ast
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import hf_it3
+
+
+ROOT = Path(hf_it3.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+}
+TRAVELLING = {name: path for name, path in MODULES.items() if name.endswith("_it3") and name != "hf_it3"}
+
+
+def imports_of(path: Path, module: str, at_import: bool = False) -> list[ast.Import | ast.ImportFrom]:
+    """The import statements of a file; with `at_import` only those that run when it is imported."""
+    tree = ast.parse(path.read_text(), str(path))
+    if not at_import:
+        return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    found, todo = [], list(tree.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found.append(node)
+        elif isinstance(node, (ast.If, ast.Try, ast.With, ast.ClassDef)) and "TYPE_CHECKING" not in ast.dump(node):
+            todo += list(ast.iter_child_nodes(node))
+    return found
+
+
+def targets(node: ast.Import | ast.ImportFrom, module: str) -> set[str]:
+    """Full names of the modules that a statement imports, as far as they are modules of the package."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    base = node.module or ""
+    if node.level:
+        package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+        parts = package.split(".")
+        base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])])
+    names = {f"{base}.{alias.name}" for alias in node.names}
+    return {name for name in names if name in MODULES} or {base}
+
+
+def top_level(node: ast.Import | ast.ImportFrom) -> set[str]:
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+    return {name.partition(".")[0] for name in names}
+
+
+def test_modules_import_each_other_in_one_direction_only():
+    graph = {
+        module: {
+            target
+            for node in imports_of(path, module, at_import=True)
+            for target in targets(node, module)
+            if target in MODULES and target != module
+        }
+        for module, path in MODULES.items()
+    }
+    assert sum(map(len, graph.values())) > 50
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+LAYERS = ["configuration_it3", "modeling_it3", "pipeline_it3", "registration", "cli"]
+
+
+def test_nothing_on_the_left_imports_anything_on_its_right():
+    reachable: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        nodes = imports_of(path, module, at_import=True)
+        reachable[module] = {target for node in nodes for target in targets(node, module)}
+
+    def closure(start: str) -> set[str]:
+        seen, todo = set(), [start]
+        while todo:
+            for target in reachable.get(todo.pop(), ()):
+                if target in MODULES and target not in seen and target != "hf_it3":
+                    seen.add(target)
+                    todo.append(target)
+        return seen
+
+    for position, name in enumerate(LAYERS):
+        later = {f"hf_it3.{other}" for other in LAYERS[position + 1 :]}
+        assert closure(f"hf_it3.{name}") & later == set(), name
+
+
+@pytest.mark.parametrize("module", TRAVELLING)
+def test_what_travels_imports_only_siblings_that_travel_and_common_packages(module):
+    allowed = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", *sys.stdlib_module_names}
+    tree = ast.parse(MODULES[module].read_text())
+    in_try = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Try)
+        for inner in ast.walk(node)
+        if isinstance(inner, (ast.Import, ast.ImportFrom))
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1, ast.unparse(node)
+            assert node.module is not None, ast.unparse(node)
+            assert node.module.endswith("_it3"), ast.unparse(node)
+            assert (ROOT / f"{node.module}.py").exists(), ast.unparse(node)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in in_try:
+            assert top_level(node) <= allowed, ast.unparse(node)
+
+
+@pytest.mark.parametrize("module", TRAVELLING)
+def test_docstrings_of_what_travels_hold_no_relative_import(module):
+    """The scanner of remote code reads lines, and would take such a line for an import."""
+    tree = ast.parse(MODULES[module].read_text())
+    docstrings = [
+        ast.get_docstring(node) or ""
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+    ]
+    assert not [line for text in docstrings for line in text.splitlines() if line.strip().startswith("from .")]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_imports_torchvision_or_torch_ttt(module):
+    imported = {name for node in imports_of(MODULES[module], module) for name in top_level(node)}
+    assert imported.isdisjoint({"torchvision", "torch_ttt", "einops"})
+
+
+OPTIONAL = {"sklearn", "matplotlib", "kornia", "scipy", "timm", "gradio"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_optional_dependencies_are_imported_where_they_are_used(module):
+    imported = {name for node in imports_of(MODULES[module], module, at_import=True) for name in top_level(node)}
+    assert imported.isdisjoint(OPTIONAL)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_fits_in_one_reading(module):
+    assert len(MODULES[module].read_text().splitlines()) <= 420
