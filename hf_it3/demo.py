@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import pipeline, set_seed
+from transformers import TrainerCallback, pipeline, set_seed
 
 from .configuration_cnn_it3 import IT3CNNConfig
 from .configuration_it3 import IT3Config
@@ -95,7 +95,7 @@ def run_demo(
     results, classifier = [], None
     for seed in range(seeds):
         directory = output_dir if seed == 0 else output_dir / f"seed_{seed}"
-        seconds = _train(train, processor, names, directory, seed, recipe, num_epochs)
+        seconds = train_network(train, processor, names, directory, seed, recipe, num_epochs)
         classifier = pipeline("it3-image-classification", model=str(directory))
         noisy = add_noise(pixels, noise_std * recipe.std, seed)
         conditions = {"clean": _resize(pixels, processor), "noisy": _resize(noisy, processor)}
@@ -138,16 +138,17 @@ def _resize(pixels: Tensor, processor: IT3ImageProcessor) -> Tensor:
     return pixels if pixels.shape[-2:] == size else F.interpolate(pixels, size=size, mode="bilinear")
 
 
-def _train(
+def train_network(
     dataset: Any,
     processor: IT3ImageProcessor,
     names: Sequence[str],
     directory: Path,
     seed: int,
     recipe: Recipe,
-    num_epochs: int | None,
+    num_epochs: int | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
-    """Trains and saves a model; returns the seconds that training took."""
+    """Trains the tutorial's network and saves it into a directory; returns the seconds that training took."""
     set_seed(seed)
     id2label = dict(enumerate(names))
     backbone = IT3CNNConfig(id2label=id2label, label2id={name: index for index, name in id2label.items()})
@@ -163,7 +164,9 @@ def _train(
         dataloader_pin_memory=False,
         seed=seed,
     )
-    trainer = IT3Trainer(model, arguments, train_dataset=dataset, processing_class=processor)
+    trainer = IT3Trainer(
+        model, arguments, train_dataset=dataset, processing_class=processor, callbacks=list(callbacks)
+    )
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start

@@ -1,0 +1,158 @@
+"""What happens when a visitor presses the button: corrupt, adapt, and tell what came of it. No user interface."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..corruptions import corrupt, list_corruptions
+from ..pipeline_it3 import IT3Pipeline
+
+
+class TracingPipeline(IT3Pipeline):
+    """An [`IT3Pipeline`] that keeps the loss history of its latest batch."""
+
+    loss_history: Tensor | None = None
+
+    def _forward(
+        self, model_inputs: dict[str, Tensor], adapt: bool = True, overrides: dict[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        if not adapt:
+            return super()._forward(model_inputs, adapt=False)
+        output = self.adapter(**(overrides or {}))(model_inputs["pixel_values"])
+        self.loss_history = output.loss_history
+        return {name: output[name] for name in ("logits", "initial_logits", "idempotence", "adapted")}
+
+
+@dataclass
+class Answer:
+    """What the model says about one image: its pixels `(C, H, W)` in [0, 1], and each class's score, twice."""
+
+    pixels: Tensor
+    before: dict[str, float]
+    after: dict[str, float]
+    distance: float
+    adapted: bool
+    truth: str | None = None
+
+    @property
+    def top_before(self) -> str:
+        return max(self.before, key=self.before.__getitem__)
+
+    @property
+    def top_after(self) -> str:
+        return max(self.after, key=self.after.__getitem__)
+
+
+@dataclass
+class Result:
+    """The answers to the images of one call, and how the adaptation went.
+
+    Attributes:
+        answers: one per image.
+        losses: the objective before each optimizer step, of image scope the mean over the images.
+        seconds: that the call took.
+        gate: idempotence distance from which on images are taken for shifted, `None` where there is no gate.
+        looked_at: the distance that was held against it, of an image or the mean of those that share weights.
+        num_steps: that were asked for.
+    """
+
+    answers: list[Answer]
+    losses: list[float]
+    seconds: float
+    gate: float | None
+    looked_at: float
+    num_steps: int
+
+
+def choose_corruptions(num_channels: int) -> list[str]:
+    """Names of corruptions that suit a model: those of digits for grey images, those of ImageNet-C for all."""
+    suites = ["digits-shift", "mnist-c", "imagenet-c"] if num_channels == 1 else ["imagenet-c", "digits-shift"]
+    names = [name for suite in suites for name in list_corruptions(suite)]
+    return [name for name in names if name.rpartition("/")[2] not in ("clean", "identity")]
+
+
+def corrupt_all(images: Sequence[Tensor], name: str | None, severity: int) -> list[Tensor]:
+    """Corrupts images `(C, H, W)` of any sizes, each with randomness of its own.
+
+    Raises:
+        ImportError: for a corruption whose extra is not installed.
+    """
+    if name is None:
+        return list(images)
+    return [corrupt(image[None], name, severity, indices=[position])[0] for position, image in enumerate(images)]
+
+
+def classify(
+    classifier: TracingPipeline, images: Sequence[Tensor], truths: Sequence[str] | None = None, **settings: Any
+) -> Result:
+    """Classifies images `(C, H, W)` in [0, 1], without and with adaptation, as one batch.
+
+    Args:
+        classifier ([`TracingPipeline`]): the visitor's.
+        images: one or more.
+        truths (*optional*): their labels.
+        settings: fields of [`AdaptationConfig`].
+
+    Raises:
+        ValueError: for settings out of range, and for no images.
+    """
+    arrays = [(255 * image).numpy() for image in images]
+    classifier.loss_history = None
+    start = time.perf_counter()
+    entries = classifier(
+        arrays,
+        batch_size=len(arrays) or None,
+        top_k=classifier.model.config.num_labels,
+        return_idempotence=True,
+        return_unadapted=True,
+        **settings,
+    )
+    seconds = time.perf_counter() - start
+    answers = [
+        Answer(
+            pixels=image,
+            before={entry["label"]: entry["unadapted_score"] for entry in classes},
+            after={entry["label"]: entry["score"] for entry in classes},
+            distance=classes[0]["idempotence"],
+            adapted=classes[0]["adapted"],
+            truth=truth,
+        )
+        for image, classes, truth in zip(images, entries, truths or [None] * len(images), strict=True)
+    ]
+    distances = [answer.distance for answer in answers]
+    adapter = classifier.adapter(**settings)
+    if adapter.config.scope == "stream":
+        distances = list(adapter.stream.distances)
+    elif adapter.config.scope == "image":
+        distances = distances[:1]
+    test, gate = adapter.shift_test, None
+    if test.gate is not None:
+        gate = test.mean + test.gate * test.std / math.sqrt(len(distances))
+    return Result(
+        answers, _losses(classifier.loss_history), seconds, gate, float(np.mean(distances)), adapter.config.num_steps
+    )
+
+
+def _losses(history: Tensor | None) -> list[float]:
+    if history is None or history.numel() == 0:
+        return []
+    return (history if history.ndim == 1 else history.nanmean(1)).tolist()
+
+
+def clean_distances(classifier: TracingPipeline, pixels: Tensor) -> list[float]:
+    """The idempotence distances of clean images `(N, C, H, W)`, with the model as it is."""
+    images = list((255 * pixels).numpy())
+    entries = classifier(images, top_k=1, return_idempotence=True, num_steps=0, augmentations=0, scope="batch")
+    return [classes[0]["idempotence"] for classes in entries]
+
+
+def as_pixels(image: Any, num_channels: int) -> Tensor:
+    """A PIL image of mode "L" or "RGB" as pixels `(C, H, W)` in [0, 1]."""
+    array = np.array(image.convert("L" if num_channels == 1 else "RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0).copy())

@@ -1,0 +1,271 @@
+"""The page: what visitors choose from, and where the answers appear."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from ..adaptation_config_it3 import SCOPES, AdaptationConfig
+from ..corruptions import get_corruption
+from .adapting import as_pixels, choose_corruptions, classify, corrupt_all
+from .rendering import CSS, render_message, render_progress, render_result
+from .served_model import NUM_SAMPLES, ServedModel
+from .visitor_images import MAX_BYTES, MAX_IMAGES, at_least, read_drawing, read_uploads
+
+
+NO_CORRUPTION = "none"
+_SHOWN_DIGITS = 24
+_CANVAS = 280
+# Weights that a visitor's adaptation changed are forgotten after an hour without a visit.
+_VISITOR_SECONDS = 3600
+# System fonts: a page that fetches fonts from elsewhere tells somebody who visits it.
+_FONTS = ("system-ui", "sans-serif")
+_INTRODUCTION = """# Idempotent test-time training
+Pick, draw or upload an image, spoil it, and see a model adapt itself to it without being told the answer.
+"""
+
+
+class Page:
+    """What the page's events do. Visitors share the model's weights, and nothing that adaptation makes of them."""
+
+    def __init__(self, served: ServedModel):
+        self.served = served
+        self.digit_order = list(range(NUM_SAMPLES)) if served.digits is not None else []
+
+    @property
+    def num_channels(self) -> int:
+        model = self.served.model
+        return 1 if model is None else getattr(model.config.backbone_config, "num_channels", 3)
+
+    @property
+    def image_size(self) -> int:
+        size = getattr(self.served.model.config.backbone_config, "image_size", 28)
+        return size if isinstance(size, int) else min(size)
+
+    def wait(self) -> Iterator[tuple[str, Any]]:
+        """Shows the progress of the first start's training until the model is there."""
+        while not self.served.finished.wait(0.25):
+            yield render_progress(self.served.progress), gr.update(interactive=False)
+        if self.served.error:
+            yield render_message(f"The model cannot be used: {self.served.error}"), gr.update(interactive=False)
+        else:
+            yield render_message(f"Model: {self.served.title}"), gr.update(interactive=True)
+
+    def adapt(
+        self,
+        classifier: Any,
+        source: str,
+        digit: int,
+        batch: int,
+        drawing: Any,
+        files: list[str] | None,
+        corruption: str,
+        severity: int,
+        scope: str,
+        num_steps: int,
+        learning_rate: float,
+        augmentations: int,
+        augmentation_steps: int,
+        gated: bool,
+    ) -> tuple[Any, str]:
+        """Corrupts the visitor's images, adapts to them, and renders what came of it."""
+        if not self.served.finished.is_set() or self.served.error:
+            raise _message("The model is not ready yet; wait a moment and try again.")
+        classifier = classifier or self.served.classifier()
+        settings: dict[str, Any] = {
+            "scope": scope,
+            "num_steps": num_steps,
+            "learning_rate": learning_rate,
+            "augmentations": augmentations,
+            "augmentation_steps": augmentation_steps,
+        }
+        if not gated:
+            settings["gate"] = None
+        try:
+            images, truths = self._images(source, digit, batch, drawing, files)
+            pixels = [as_pixels(at_least(image, self.image_size), self.num_channels) for image in images]
+            name = None if corruption == NO_CORRUPTION else corruption
+            result = classify(classifier, corrupt_all(pixels, name, int(severity)), truths, **settings)
+        except (ValueError, TypeError, ImportError, OSError) as error:
+            raise _message(str(error)) from error
+        return classifier, render_result(result, self.served.clean)
+
+    def _images(
+        self, source: str, digit: int, batch: int, drawing: Any, files: list[str] | None
+    ) -> tuple[list[Image.Image], list[str] | None]:
+        if source == "draw":
+            return [read_drawing(drawing)], None
+        if source == "upload":
+            return read_uploads(files), None
+        if not self.digit_order:
+            raise ValueError("This model does not read digits; upload an image.")
+        # The picked digit, and as many others as asked for, the same ones every time.
+        others = [position for position in self.digit_order if position != int(digit)]
+        rows = self.served.digits["test"].select([int(digit), *others[: int(batch) - 1]])
+        labels = self.served.model.config.id2label
+        return [row["image"] for row in rows], [labels[row["label"]] for row in rows]
+
+
+def _message(text: str) -> gr.Error:
+    return gr.Error(" ".join(text.split()), title="That did not work", print_exception=False)
+
+
+def build_app(served: ServedModel) -> gr.Blocks:
+    """The page around a model, which may still be in preparation."""
+    page = Page(served)
+    with gr.Blocks(title="Idempotent test-time training", analytics_enabled=False) as app:
+        gr.Markdown(_INTRODUCTION)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=300):
+                inputs = _inputs(page)
+                button = gr.Button("Adapt", variant="primary", interactive=False, elem_id="adapt")
+                status = gr.HTML(render_message("Starting ..."), elem_id="status")
+                settings = _settings(page)
+            with gr.Column(scale=3, min_width=320):
+                output = gr.HTML(render_message("The answer appears here."), elem_id="result")
+        classifier = gr.State(None, time_to_live=_VISITOR_SECONDS)
+        forget = settings.pop()
+        button.click(
+            page.adapt,
+            [classifier, *inputs, *settings],
+            [classifier, output],
+            api_visibility="private",
+            concurrency_limit=4,
+            show_progress_on=output,
+        )
+        forget.click(
+            lambda: (None, render_message("Forgotten: the next images meet the model as it was.")),
+            outputs=[classifier, output],
+            api_visibility="private",
+        )
+        app.load(page.wait, outputs=[status, button], show_progress="hidden", api_visibility="private")
+    return app
+
+
+def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
+    """Three ways to bring an image, and what to do to it."""
+    source, digit = gr.State("digit" if page.digit_order else "upload"), gr.State(0)
+    with gr.Tabs():
+        with gr.Tab("Test digit", visible=bool(page.digit_order)) as digit_tab:
+            rows = page.served.digits["test"].select(range(_SHOWN_DIGITS)) if page.digit_order else []
+            gallery = gr.Gallery(
+                [row["image"].resize((64, 64), Image.Resampling.NEAREST) for row in rows],
+                columns=8,
+                height="auto",
+                show_label=False,
+                allow_preview=False,
+                selected_index=0,
+                buttons=[],
+                format="png",
+                object_fit="contain",
+                interactive=False,
+                elem_id="digits",
+            )
+            batch = gr.Slider(
+                1, MAX_IMAGES, 32, step=1, label="Digits in the batch", info="The picked one and others adapt together"
+            )
+        with gr.Tab("Draw", visible=bool(page.digit_order)) as draw_tab:
+            drawing = gr.Sketchpad(
+                Image.new("RGB", (_CANVAS, _CANVAS)),
+                type="pil",
+                image_mode="RGBA",
+                canvas_size=(_CANVAS, _CANVAS),
+                fixed_canvas=True,
+                transforms=(),
+                layers=False,
+                brush=gr.Brush(default_size=20, colors=["#ffffff"], color_mode="fixed"),
+                show_label=False,
+                format="png",
+                elem_id="drawing",
+            )
+        with gr.Tab("Upload") as upload_tab:
+            files = gr.File(
+                file_count="multiple",
+                label=f"Images, at most {MAX_IMAGES}; several adapt as one batch",
+                height=180,
+                elem_id="upload",
+            )
+    for tab, name in ((digit_tab, "digit"), (draw_tab, "draw"), (upload_tab, "upload")):
+        tab.select(lambda name=name: name, outputs=source, api_visibility="private", show_progress="hidden")
+    gallery.select(_picked, outputs=digit, api_visibility="private", show_progress="hidden")
+
+    names = choose_corruptions(page.num_channels)
+    with gr.Row():
+        corruption = gr.Dropdown([NO_CORRUPTION, *names], value=names[0], label="Corruption", elem_id="corruption")
+        severity = gr.Slider(1, 5, 3, step=1, label="Severity", interactive=_has_severities(names[0]))
+    corruption.change(
+        lambda name: gr.update(interactive=_has_severities(name)),
+        corruption,
+        severity,
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    return [source, digit, batch, drawing, files, corruption, severity]
+
+
+def _picked(event: gr.SelectData) -> int:
+    return event.index
+
+
+def _has_severities(name: str) -> bool:
+    return name != NO_CORRUPTION and bool(get_corruption(name).severities)
+
+
+def _settings(page: Page) -> list[Any]:
+    """The settings of adaptation that start with the model's own, and the button that forgets a stream."""
+    model = page.served.model
+    own = AdaptationConfig() if model is None else model.config.adaptation
+    with gr.Accordion("Settings of the adaptation", open=False, elem_id="settings"):
+        scope = gr.Radio(list(SCOPES), value=own.scope, label="Scope", info="Who shares adapted weights")
+        num_steps = gr.Slider(0, 30, own.num_steps, step=1, label="Steps")
+        learning_rate = gr.Number(own.learning_rate, label="Learning rate", minimum=0, maximum=1, step=1e-4)
+        augmentations = gr.Slider(
+            0, 32, own.augmentations, step=1, label="Augmentations", info="Of an image that adapts alone"
+        )
+        augmentation_steps = gr.Slider(
+            0, 30, own.augmentation_steps or 0, step=1, label="Steps on augmentations", info="0 only averages"
+        )
+        gated = gr.Checkbox(own.gate is not None, label="Adapt only where the distance exceeds the gate")
+        forget = gr.Button("Forget what the stream has learned", size="sm")
+    return [scope, num_steps, learning_rate, augmentations, augmentation_steps, gated, forget]
+
+
+def theme() -> gr.themes.Base:
+    return gr.themes.Default(primary_hue="orange", neutral_hue="slate", font=_FONTS, font_mono=("monospace",))
+
+
+def launch(
+    model: str | None = None,
+    *,
+    cache_dir: str | os.PathLike | None = None,
+    num_epochs: int | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Starts the app.
+
+    Args:
+        model (`str`, *optional*): Hub name or path; by default the tutorial's network, trained at the first start.
+        cache_dir, num_epochs (*optional*): see [`ServedModel`].
+        kwargs: arguments of gradio's `launch`; by default it listens on this machine only, or where the environment
+            variable `GRADIO_SERVER_NAME` says, as on a Space.
+
+    Raises:
+        OSError, ValueError, TypeError: for a model that cannot be loaded.
+    """
+    served = ServedModel(model or None, cache_dir=cache_dir, num_epochs=num_epochs)
+    app = build_app(served)
+    served.start()
+    with contextlib.suppress(KeyboardInterrupt):
+        return app.queue(max_size=64).launch(
+            theme=theme(),
+            css=CSS,
+            footer_links=[],
+            ssr_mode=False,
+            share=False,
+            max_file_size=MAX_BYTES,
+            **kwargs,
+        )
+    return None

@@ -1,0 +1,124 @@
+"""The model that the app serves: any saved one, or the tutorial's network, trained at the first start."""
+
+import os
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.constants import HF_HOME
+from transformers import TrainerCallback
+
+from ..data import DIGITS, load_digits
+from ..demo import RECIPES, train_network
+from ..evaluation.images import PixelCollator
+from ..evaluation.inputs import load_model
+from ..image_processing_it3 import IT3ImageProcessor
+from ..modeling_it3 import IT3ForImageClassification
+from ..version import __version__
+from .adapting import TracingPipeline, clean_distances
+
+
+NUM_SAMPLES = 500
+
+
+class _ShowProgress(TrainerCallback):
+    def __init__(self, served: "ServedModel"):
+        self.served = served
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.served.progress = state.global_step / max(state.max_steps, 1)
+
+
+class ServedModel:
+    """A model, test images that it can be tried on, and how far its preparation is.
+
+    Args:
+        name (`str`, *optional*): Hub name or path; by default the tutorial's network, trained on the bundled digits.
+        cache_dir (`str` or `PathLike`, *optional*): where the trained network is kept for the next start.
+        num_epochs (`int`, *optional*): of that training.
+
+    Raises:
+        OSError, ValueError, TypeError: for a model that cannot be loaded, or takes no label signal.
+    """
+
+    def __init__(
+        self, name: str | None = None, cache_dir: str | os.PathLike | None = None, num_epochs: int | None = None
+    ):
+        self.name = name
+        self.cache_dir = Path(cache_dir or Path(HF_HOME) / "hf-it3" / f"digits-{__version__}")
+        self.num_epochs = num_epochs
+        self.progress = 0.0
+        self.error: str | None = None
+        self.finished = threading.Event()
+        self.clean: list[float] = []
+        self.model: IT3ForImageClassification | None = None
+        if name is not None:
+            self._take(name)
+        self.digits = load_digits() if name is None or self.reads_digits else None
+
+    @property
+    def reads_digits(self) -> bool:
+        """Whether the model's classes are the ten digits."""
+        if self.model is None:
+            return True
+        labels = list(self.model.config.id2label.values())
+        return labels in ([str(digit) for digit in range(10)], [f"LABEL_{digit}" for digit in range(10)])
+
+    @property
+    def title(self) -> str:
+        return self.name or "the network of the MNIST tutorial, trained on scikit-learn's digits"
+
+    def prepare(self) -> None:
+        """Trains or loads the model, where that is still to be done; errors end up in `error`."""
+        try:
+            if self.model is None:
+                self._take(str(self._train_or_find()))
+            if self.digits is not None:
+                self.clean = clean_distances(self.classifier(), self.sample_pixels())
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            self.error = " ".join(str(error).split())
+        finally:
+            self.progress = 1.0
+            self.finished.set()
+
+    def start(self) -> threading.Thread:
+        """Prepares in a thread of its own, so that the page can show how far it is."""
+        thread = threading.Thread(target=self.prepare, name="prepare-model", daemon=True)
+        thread.start()
+        return thread
+
+    def classifier(self) -> TracingPipeline:
+        """A pipeline for one visitor: the weights are shared, what adaptation does with them is not."""
+        return TracingPipeline(model=self.model, image_processor=self.image_processor)
+
+    def sample_pixels(self) -> Any:
+        """Test digits as the model sees them before normalisation, `(N, C, H, W)` in [0, 1]."""
+        rows = self.digits["test"].select(range(NUM_SAMPLES))
+        return PixelCollator(self.image_processor)(list(rows))["pixel_values"]
+
+    def _take(self, name: str) -> None:
+        loaded = load_model(name)
+        self.image_processor = loaded.image_processor
+        self.model = loaded.model.eval()
+
+    def _train_or_find(self) -> Path:
+        if (self.cache_dir / "config.json").is_file():
+            return self.cache_dir
+        recipe = RECIPES[DIGITS]
+        processor = IT3ImageProcessor(num_channels=1, image_mean=[recipe.mean], image_std=[recipe.std])
+        names = [str(digit) for digit in range(10)]
+        self.cache_dir.parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=".training-", dir=self.cache_dir.parent))
+        try:
+            train_network(
+                self.digits["train"], processor, names, directory, 0, recipe, self.num_epochs, [_ShowProgress(self)]
+            )
+            # In one step, so that no other start ever finds half a model.
+            directory.rename(self.cache_dir)
+        except OSError:
+            shutil.rmtree(directory, ignore_errors=True)
+            if not (self.cache_dir / "config.json").is_file():
+                raise
+        return self.cache_dir

@@ -1,0 +1,91 @@
+"""Images from visitors: read with limits, and with messages that a visitor understands."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..image_processing_it3 import to_mode
+
+
+MAX_IMAGES = 64
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 40_000_000
+# Larger images are scaled down before anything else happens: no model here looks at more.
+_WORKING_SIDE = 512
+# Share of the drawing's longer side that is left free around it, as around the bundled digits.
+_MARGIN = 0.08
+
+
+def read_uploads(paths: Sequence[str | os.PathLike] | None) -> list[Image.Image]:
+    """Opens the files of an upload.
+
+    Raises:
+        ValueError: if there are none or too many, or one is no image, broken or too large; the message names it.
+    """
+    if not paths:
+        raise ValueError("Upload an image first, or several, which then adapt together.")
+    if len(paths) > MAX_IMAGES:
+        raise ValueError(f"These are {len(paths)} images; upload at most {MAX_IMAGES} at once.")
+    return [_read(Path(path)) for path in paths]
+
+
+def _read(path: Path) -> Image.Image:
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path.name} is larger than {MAX_BYTES // 2**20} MB.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                # The size is in the file's head: nothing has been decoded yet.
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(
+                        f"{path.name} has {image.width} x {image.height} pixels; at most "
+                        f"{MAX_PIXELS // 1_000_000} million are accepted. Make it smaller and try again."
+                    )
+                image.draft("RGB", (_WORKING_SIDE, _WORKING_SIDE))
+                return shrink(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{path.name} has too many pixels. Make it smaller and try again.") from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path.name} is not an image that can be read; use PNG, JPEG or WebP.") from error
+
+
+def shrink(image: Image.Image) -> Image.Image:
+    """A grey or RGB copy of at most 512 pixels a side."""
+    image = to_mode(image, "L" if image.mode in ("L", "1", "I", "I;16", "LA") else "RGB")
+    image.thumbnail((_WORKING_SIDE, _WORKING_SIDE))
+    return image
+
+
+def read_drawing(drawing: Any) -> Image.Image:
+    """A drawing in white on black, cut out and centred as the digits of the training images are.
+
+    Raises:
+        ValueError: if nothing was drawn.
+    """
+    composite = drawing.get("composite") if isinstance(drawing, dict) else drawing
+    if composite is None:
+        raise ValueError("Draw a digit first.")
+    image = to_mode(composite, "L")
+    pixels = np.asarray(image)
+    box = Image.fromarray((pixels > 64).astype(np.uint8)).getbbox()
+    if box is None or pixels.min() > 64:
+        raise ValueError("Draw a digit first.")
+    digit = image.crop(box)
+    side = round(max(digit.size) * (1 + 2 * _MARGIN))
+    square = Image.new("L", (side, side))
+    square.paste(digit, ((side - digit.width) // 2, (side - digit.height) // 2))
+    return square.resize((64, 64), Image.Resampling.BILINEAR)
+
+
+def at_least(image: Image.Image, side: int) -> Image.Image:
+    """Images smaller than the model's input are enlarged to it, so that corruptions have pixels to work on."""
+    if min(image.size) >= side:
+        return image
+    factor = side / min(image.size)
+    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BILINEAR)

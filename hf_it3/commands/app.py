@@ -1,0 +1,29 @@
+"""Starts an app in which a model adapts itself to images that one picks, draws or uploads, in the browser."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the app."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="Hub name or path; by default the tutorial's network, trained on the bundled digits at the first start",
+    )
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    parser.add_argument("--cache_dir", metavar="DIR", help="where the trained network is kept for the next start")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serves the app on this machine until it is interrupted."""
+    from ..app import launch
+
+    launch(
+        arguments.model,
+        cache_dir=arguments.cache_dir,
+        server_name="127.0.0.1",
+        server_port=arguments.port,
+        inbrowser=arguments.open,
+    )
