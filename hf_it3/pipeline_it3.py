@@ -3,7 +3,7 @@
 import inspect
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,7 +161,8 @@ class IT3Pipeline(ImageClassificationPipeline):
     @staticmethod
     def _number(inputs: Any) -> tuple[Any, bool]:
         """Attaches positions to the images of a collection, and tells collections from single images."""
-        if isinstance(inputs, (list, tuple)) or (isinstance(inputs, (np.ndarray, Tensor)) and inputs.ndim == 4):
+        is_sequence = isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes))
+        if is_sequence or (isinstance(inputs, (np.ndarray, Tensor)) and inputs.ndim == 4):
             if len(inputs) == 0:
                 raise ValueError("the list of images is empty: there is nothing to classify")
             return [_Numbered(image, position) for position, image in enumerate(inputs)], True

@@ -1,0 +1,106 @@
+"""The demo: the whole story with one call, and what it leaves behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import pipeline
+
+from hf_it3.cli import main
+from hf_it3.demo import add_noise, run_demo
+from hf_it3.demo_report import condition_results, format_table
+
+
+MNIST = Path(__file__).parent.parent / ".." / "shared" / "data" / "mnist"
+SMALL = {"num_epochs": 2, "max_train_images": 400, "max_test_images": 100, "batch_size": 50}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("demo")
+    return directory, run_demo(seeds=2, output_dir=directory, **SMALL)
+
+
+def test_it_leaves_a_model_that_loads_a_card_and_pictures(finished):
+    directory, _ = finished
+    classifier = pipeline("it3-image-classification", model=str(directory))
+    assert classifier.model.config.id2label[7] == "7"
+    assert classifier.model.config.reference_distance["num_images"] == 400
+    card = ModelCard.load(directory / "README.md")
+    assert card.data.library_name == "hf_it3"
+    for name in ("digits.png", "accuracy.png"):
+        with Image.open(directory / name) as image:
+            assert min(image.size) > 100
+    assert (directory / "seed_1" / "model.safetensors").is_file()
+
+
+def test_results_hold_every_seed_and_condition_and_survive_json(finished):
+    directory, document = finished
+    assert json.loads((directory / "results.json").read_text()) == document
+    assert [seed["seed"] for seed in document["seeds"]] == [0, 1]
+    for seed in document["seeds"]:
+        for condition in ("clean", "noisy"):
+            for how in ("without", "with"):
+                measured = seed["conditions"][condition][how]
+                assert len(measured["batch_accuracies"]) == 2
+                assert measured["accuracy"] == pytest.approx(sum(measured["batch_accuracies"]) / 2)
+
+
+def test_the_table_has_a_line_per_seed_the_mean_and_the_time(finished):
+    _, document = finished
+    lines = format_table(document).splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["seed", "0", "1", "mean", "ms"]
+    clean = condition_results(document)[0]
+    assert lines[3].split()[1] == f"{100 * clean['accuracy_unadapted']:.1f}"
+
+
+def test_the_card_shows_the_measured_accuracies(finished):
+    directory, document = finished
+    text = (directory / "README.md").read_text()
+    for result in condition_results(document):
+        assert f"{100 * result['accuracy_adapted']:.1f}" in text
+
+
+def test_seeds_repeat(finished, tmp_path):
+    _, document = finished
+    again = run_demo(seeds=1, output_dir=tmp_path, **SMALL)
+
+    def accuracies(seed):
+        return {name: [measured[how]["accuracy"] for how in measured] for name, measured in seed["conditions"].items()}
+
+    assert accuracies(again["seeds"][0]) == accuracies(document["seeds"][0])
+
+
+def test_noise_is_gaussian_not_clipped_and_repeats():
+    pixels = torch.full((50, 1, 28, 28), 0.5)
+    noisy = add_noise(pixels, 0.6, seed=3)
+    assert (noisy - pixels).std().item() == pytest.approx(0.6, rel=0.02)
+    assert noisy.min() < 0
+    assert noisy.max() > 1
+    assert torch.equal(noisy, add_noise(pixels, 0.6, seed=3))
+    assert not torch.equal(noisy, add_noise(pixels, 0.6, seed=4))
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="MNIST is not at ../shared/data/mnist")
+def test_a_local_copy_of_mnist_is_read(tmp_path, capsys):
+    options = ["--num_epochs", "1", "--max_train_images", "600", "--max_test_images", "100", "--seeds", "1"]
+    assert main(["demo", "--dataset", str(MNIST), "--output_dir", str(tmp_path), *options]) == 0
+    assert "on 100 test images" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["dataset"] == "mnist"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["--noise_std", "-1"], "noise_std must be a number >= 0, got -1.0"),
+        (["--dataset", "no/such/folder/here"], "no/such/folder/here"),
+    ],
+)
+def test_mistakes_end_in_one_line(options, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["demo", "--output_dir", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
