@@ -212,7 +212,7 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         """Measures mean and standard deviation of the idempotence distance of clean images into the model's config.
 
         Args:
-            dataset (*optional*): by default the first `args.reference_images` training images.
+            dataset (*optional*): by default the training images; of either, the first `args.reference_images`.
 
         Returns:
             `reference_distance` as stored in the config.
@@ -236,7 +236,7 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         distances: Tensor = torch.cat(collected)
         model.config.reference_distance = {
             "mean": distances.mean().item(),
-            "std": distances.std().item(),
+            "std": distances.std().item() if len(distances) > 1 else 0.0,
             "num_images": len(distances),
             "distance": model.config.distance if isinstance(model.config.distance, str) else None,
         }
@@ -248,7 +248,8 @@ def _with_our_arguments(args: TrainingArguments | None) -> IT3TrainingArguments:
         return IT3TrainingArguments("tmp_trainer")
     if isinstance(args, IT3TrainingArguments):
         return args
-    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(args) if field.init}
+    ours = {field.name for field in dataclasses.fields(IT3TrainingArguments) if field.init}
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(args) if field.name in ours}
     return IT3TrainingArguments(**values)
 
 
@@ -264,7 +265,9 @@ def _freeze_backbone(model: nn.Module) -> None:
 
 
 def _first(dataset: Any, count: int) -> Any:
-    """The first rows of a data set, streamed or not."""
+    """The first rows of a data set, streamed or not; all of them for a count of 0."""
+    if count == 0:
+        return dataset
     if hasattr(dataset, "take") and not hasattr(dataset, "__len__"):
         return dataset.take(count)
     count = min(count, len(dataset))

@@ -40,7 +40,7 @@ class IT3TrainingArguments(TrainingArguments):
 
     # Parameters that control the data
     image_column: str | None = field(
-        default=None, metadata={"help": "Column of the images; by default 'image', 'img' or the first image column."}
+        default=None, metadata={"help": "Column of the images; by default 'image', 'img' or 'pixel_values'."}
     )
     label_column: str | None = field(
         default=None, metadata={"help": "Column of the labels; by default 'label', 'labels' or 'fine_label'."}
