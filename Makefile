@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format clean
+.PHONY: demo cards test check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/hf-it3 demo --output_dir runs/demo $(ARGS)
+
+cards: $(INSTALLED)
+	$(BIN)/python model_cards/generate.py $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(ARGS)

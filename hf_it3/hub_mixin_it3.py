@@ -4,7 +4,7 @@ import importlib
 import os
 
 from .backbones_it3 import check_rebuildable
-from .delta_it3 import is_delta, load
+from .delta_it3 import load
 from .remote_code_it3 import is_remote_code, write_code
 
 
@@ -55,9 +55,7 @@ class HubMixin:
         if delta:
             self._package_module("delta").save_delta(self, save_directory)
         else:
-            if is_delta(self.config.base_model):
-                kept = {key: value for key, value in self.config.base_model.items() if key != "delta_of"}
-                self.config.base_model = {**kept, "weights": "all"}
+            self.config.base_model = _of_whole_model(self.config.base_model)
             super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True) and (include_code or is_remote_code(self)):
             write_code(save_directory)
@@ -87,3 +85,14 @@ class HubMixin:
         if is_remote_code(self):
             raise ImportError(f"a model loaded as remote code has no {name!r}; pip install hf-it3, and import hf_it3")
         return importlib.import_module(f".{name}", __package__)
+
+
+def _of_whole_model(base_model: dict | None) -> dict | None:
+    """Where an adapted model came from, as it is written beside its whole weights: without any local path."""
+    if not base_model:
+        return base_model
+    kept = {key: value for key, value in base_model.items() if key not in ("weights", "delta_of")}
+    name = kept.get("name_or_path")
+    if name and os.path.isdir(name):
+        kept["name_or_path"] = os.path.basename(os.path.abspath(name))
+    return kept

@@ -156,7 +156,7 @@ def build_model_card(
         pipeline_tag="image-classification",
         tags=union(TAGS, [ADAPTED_TAG] if adapted else [], tags),
         base_model=public_id(base_model or _base_of(config)),
-        datasets=[dataset] if public_id(dataset) and "/" in dataset else None,
+        datasets=[dataset] if public_id(dataset) else None,
         metrics=["accuracy"],
         model_name=_name(model_id) if results else None,
         eval_results=_eval_results(results, dataset, dataset_name) or None,
@@ -194,8 +194,8 @@ def _name(model_id: str) -> str:
 
 
 def public_id(name: Any) -> str | None:
-    """A repository id as it is, `None` for anything else, local paths above all, which concern nobody else."""
-    if not isinstance(name, str) or name.startswith((".", "/", "~")) or Path(name).exists():
+    """A repository id "user/name" as it is, `None` for anything else, local paths above all."""
+    if not isinstance(name, str) or "/" not in name or name.startswith((".", "/", "~")) or Path(name).exists():
         return None
     try:
         validate_repo_id(name)
@@ -270,7 +270,8 @@ def _cost(results: list[ConditionResult]) -> dict[str, str] | None:
 def _adapted_facts(base: dict[str, Any]) -> dict[str, str]:
     name, revision = public_id(base.get("name_or_path")), base.get("revision")
     facts = {key: "not recorded" if base.get(key) is None else _cell(base[key]) for key in _ADAPTED_FIELDS}
-    facts["base"] = f"[{name}](https://huggingface.co/{name})" if name else "a model that is not on the Hub"
+    local = Path(base["name_or_path"]).name if base.get("name_or_path") else "a model"
+    facts["base"] = f"[{name}](https://huggingface.co/{name})" if name else f"{_cell(local)} (not on the Hub)"
     facts["revision"] = f"`{revision}`" if revision else "not recorded"
     facts["weights"] = "only those that changed (a delta)" if base.get("weights") == "delta" else "all"
     return facts

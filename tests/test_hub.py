@@ -240,6 +240,13 @@ class TestAdaptedModels:
         assert pipeline(TASK, model=str(folder))(str(image_folder / "00.png"), top_k=1)
         assert str(tmp_path) not in (folder / "README.md").read_text()
 
+    def test_where_the_base_model_lay_is_not_told(self, model, trained_directory, shifted_images, tmp_path):
+        adapter = TestTimeAdapter(model, gate=None)
+        adapter(shifted_images)
+        adapter.adapted_model().save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "config.json").read_text())["base_model"]
+        assert saved["name_or_path"] == Path(trained_directory).name
+
     def test_adapt_needs_somewhere_to_put_the_result(self, trained_directory, image_folder, capsys):
         assert main(["adapt", trained_directory, str(image_folder)]) == 2
         assert "--output_dir DIR, --push user/name" in capsys.readouterr().err
