@@ -51,8 +51,8 @@ class AdaptationConfig:
         gate_window (`int`): scope `"stream"`: how many of the latest images the gate looks at.
         ema_decay (`float`): decay of the moving average per step, for anchor `"ema"`.
         max_grad_norm (`float` or `None`): clips the norm of the gradient (of each image's own for scope `"image"`).
-        augmentations (`int`): scope `"image"`, and a single image in scope `"batch"`: so many small shifts, rotations and
-            scalings of the image form its batch, and the answer is the mean of their predictions. 0 uses the image
+        augmentations (`int`): scope `"image"`, and a single image in scope `"batch"`: so many small shifts, rotations
+            and scalings of the image form its batch, and the answer is the mean of their predictions. 0 uses the image
             alone. Without steps this changes no weights, and is done whatever the gate says.
         augmentation_steps (`int` or `None`): optimizer steps where augmentations are used; `None` means `num_steps`.
         chunk_size (`int` or `None`): scope `"image"`: images adapted at once; `None` chooses by model size.

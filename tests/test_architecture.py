@@ -136,7 +136,9 @@ OPTIONAL = {"sklearn", "matplotlib", "kornia", "scipy", "timm", "gradio"}
 @pytest.mark.parametrize("module", MODULES)
 def test_optional_dependencies_are_imported_where_they_are_used(module):
     imported = {name for node in imports_of(MODULES[module], module, at_import=True) for name in top_level(node)}
-    assert imported.isdisjoint(OPTIONAL)
+    # The modules of the web page are imported by the subcommand that serves it.
+    allowed = {"gradio"} if module.startswith("hf_it3.app.") else set()
+    assert imported.isdisjoint(OPTIONAL - allowed)
 
 
 @pytest.mark.parametrize("module", MODULES)
