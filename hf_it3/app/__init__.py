@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def launch(model: str | None = None, **kwargs: Any) -> None:
+def launch(model: str | None = None, **kwargs: Any) -> Any:
     """Starts the app and serves it until it is interrupted; see [`~hf_it3.app.interface.launch`].
 
     Raises:
@@ -19,7 +19,7 @@ def launch(model: str | None = None, **kwargs: Any) -> None:
         if "gradio" not in str(error):
             raise
         raise ImportError('the app needs gradio: pip install "hf-it3[app]"') from error
-    launch_interface(model, **kwargs)
+    return launch_interface(model, **kwargs)
 
 
 __all__ = ["launch"]

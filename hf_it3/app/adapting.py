@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..corruptions import corrupt, list_corruptions
+from ..corruptions import list_corruptions
 from ..pipeline_it3 import IT3Pipeline
 
 
@@ -77,37 +76,26 @@ def choose_corruptions(num_channels: int) -> list[str]:
     return [name for name in names if name.rpartition("/")[2] not in ("clean", "identity")]
 
 
-def corrupt_all(images: Sequence[Tensor], name: str | None, severity: int) -> list[Tensor]:
-    """Corrupts images `(C, H, W)` of any sizes, each with randomness of its own.
-
-    Raises:
-        ImportError: for a corruption whose extra is not installed.
-    """
-    if name is None:
-        return list(images)
-    return [corrupt(image[None], name, severity, indices=[position])[0] for position, image in enumerate(images)]
-
-
 def classify(
-    classifier: TracingPipeline, images: Sequence[Tensor], truths: Sequence[str] | None = None, **settings: Any
+    classifier: TracingPipeline, pixels: Tensor, truths: Sequence[str] | None = None, **settings: Any
 ) -> Result:
-    """Classifies images `(C, H, W)` in [0, 1], without and with adaptation, as one batch.
+    """Classifies images `(N, C, H, W)` in [0, 1], without and with adaptation, as one batch.
 
     Args:
         classifier ([`TracingPipeline`]): the visitor's.
-        images: one or more.
+        pixels: one image or more, at the model's size; what lies outside [0, 1] is cut off, as on the screen.
         truths (*optional*): their labels.
         settings: fields of [`AdaptationConfig`].
 
     Raises:
         ValueError: for settings out of range, and for no images.
     """
-    arrays = [(255 * image).numpy() for image in images]
+    arrays = as_bytes(pixels)
     classifier.loss_history = None
     start = time.perf_counter()
     entries = classifier(
         arrays,
-        batch_size=len(arrays) or None,
+        batch_size=len(arrays),
         top_k=classifier.model.config.num_labels,
         return_idempotence=True,
         return_unadapted=True,
@@ -123,7 +111,7 @@ def classify(
             adapted=classes[0]["adapted"],
             truth=truth,
         )
-        for image, classes, truth in zip(images, entries, truths or [None] * len(images), strict=True)
+        for image, classes, truth in zip(pixels, entries, truths or [None] * len(pixels), strict=True)
     ]
     distances = [answer.distance for answer in answers]
     adapter = classifier.adapter(**settings)
@@ -147,12 +135,12 @@ def _losses(history: Tensor | None) -> list[float]:
 
 def clean_distances(classifier: TracingPipeline, pixels: Tensor) -> list[float]:
     """The idempotence distances of clean images `(N, C, H, W)`, with the model as it is."""
-    images = list((255 * pixels).numpy())
-    entries = classifier(images, top_k=1, return_idempotence=True, num_steps=0, augmentations=0, scope="batch")
+    entries = classifier(
+        as_bytes(pixels), top_k=1, return_idempotence=True, num_steps=0, augmentations=0, scope="batch"
+    )
     return [classes[0]["idempotence"] for classes in entries]
 
 
-def as_pixels(image: Any, num_channels: int) -> Tensor:
-    """A PIL image of mode "L" or "RGB" as pixels `(C, H, W)` in [0, 1]."""
-    array = np.array(image.convert("L" if num_channels == 1 else "RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0).copy())
+def as_bytes(pixels: Tensor) -> list[np.ndarray]:
+    """Pixels `(N, C, H, W)` in [0, 1] as images that hold integers, as image files do."""
+    return list((255 * pixels.clamp(0, 1)).round().byte().numpy())

@@ -9,14 +9,16 @@ import gradio as gr
 from PIL import Image
 
 from ..adaptation_config_it3 import SCOPES, AdaptationConfig
-from ..corruptions import get_corruption
-from .adapting import as_pixels, choose_corruptions, classify, corrupt_all
-from .rendering import CSS, render_message, render_progress, render_result
+from ..corruptions import corrupt, get_corruption
+from .adapting import choose_corruptions, classify
+from .rendering import CSS, render_alert, render_message, render_progress, render_result
 from .served_model import NUM_SAMPLES, ServedModel
-from .visitor_images import MAX_BYTES, MAX_IMAGES, at_least, read_drawing, read_uploads
+from .visitor_images import MAX_BYTES, MAX_IMAGES, read_drawing, read_uploads
 
 
 NO_CORRUPTION = "none"
+# Of those that digits know, the one under which adaptation shows most.
+DEFAULT_CORRUPTION = "digits-shift/brightness"
 _SHOWN_DIGITS = 24
 _CANVAS = 280
 # Weights that a visitor's adaptation changed are forgotten after an hour without a visit.
@@ -39,11 +41,6 @@ class Page:
     def num_channels(self) -> int:
         model = self.served.model
         return 1 if model is None else getattr(model.config.backbone_config, "num_channels", 3)
-
-    @property
-    def image_size(self) -> int:
-        size = getattr(self.served.model.config.backbone_config, "image_size", 28)
-        return size if isinstance(size, int) else min(size)
 
     def wait(self) -> Iterator[tuple[str, Any]]:
         """Shows the progress of the first start's training until the model is there."""
@@ -73,7 +70,7 @@ class Page:
     ) -> tuple[Any, str]:
         """Corrupts the visitor's images, adapts to them, and renders what came of it."""
         if not self.served.finished.is_set() or self.served.error:
-            raise _message("The model is not ready yet; wait a moment and try again.")
+            return classifier, render_alert("The model is not ready yet; wait a moment and try again.")
         classifier = classifier or self.served.classifier()
         settings: dict[str, Any] = {
             "scope": scope,
@@ -86,11 +83,12 @@ class Page:
             settings["gate"] = None
         try:
             images, truths = self._images(source, digit, batch, drawing, files)
-            pixels = [as_pixels(at_least(image, self.image_size), self.num_channels) for image in images]
-            name = None if corruption == NO_CORRUPTION else corruption
-            result = classify(classifier, corrupt_all(pixels, name, int(severity)), truths, **settings)
+            pixels = self.served.read(images)
+            if corruption != NO_CORRUPTION:
+                pixels = corrupt(pixels, corruption, int(severity))
+            result = classify(classifier, pixels, truths, **settings)
         except (ValueError, TypeError, ImportError, OSError) as error:
-            raise _message(str(error)) from error
+            return classifier, render_alert(" ".join(str(error).split()))
         return classifier, render_result(result, self.served.clean)
 
     def _images(
@@ -107,10 +105,6 @@ class Page:
         rows = self.served.digits["test"].select([int(digit), *others[: int(batch) - 1]])
         labels = self.served.model.config.id2label
         return [row["image"] for row in rows], [labels[row["label"]] for row in rows]
-
-
-def _message(text: str) -> gr.Error:
-    return gr.Error(" ".join(text.split()), title="That did not work", print_exception=False)
 
 
 def build_app(served: ServedModel) -> gr.Blocks:
@@ -135,6 +129,7 @@ def build_app(served: ServedModel) -> gr.Blocks:
             api_visibility="private",
             concurrency_limit=4,
             show_progress_on=output,
+            scroll_to_output=True,
         )
         forget.click(
             lambda: (None, render_message("Forgotten: the next images meet the model as it was.")),
@@ -169,14 +164,14 @@ def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
             )
         with gr.Tab("Draw", visible=bool(page.digit_order)) as draw_tab:
             drawing = gr.Sketchpad(
-                Image.new("RGB", (_CANVAS, _CANVAS)),
+                Image.new("RGB", (_CANVAS, _CANVAS), "white"),
                 type="pil",
                 image_mode="RGBA",
                 canvas_size=(_CANVAS, _CANVAS),
                 fixed_canvas=True,
                 transforms=(),
                 layers=False,
-                brush=gr.Brush(default_size=20, colors=["#ffffff"], color_mode="fixed"),
+                brush=gr.Brush(default_size=20, colors=["#000000"], color_mode="fixed"),
                 show_label=False,
                 format="png",
                 elem_id="drawing",
@@ -193,9 +188,12 @@ def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
     gallery.select(_picked, outputs=digit, api_visibility="private", show_progress="hidden")
 
     names = choose_corruptions(page.num_channels)
+    default = DEFAULT_CORRUPTION if DEFAULT_CORRUPTION in names else names[0]
     with gr.Row():
-        corruption = gr.Dropdown([NO_CORRUPTION, *names], value=names[0], label="Corruption", elem_id="corruption")
-        severity = gr.Slider(1, 5, 3, step=1, label="Severity", interactive=_has_severities(names[0]))
+        corruption = gr.Dropdown(
+            [NO_CORRUPTION, *names], value=default, label="Corruption", min_width=220, elem_id="corruption"
+        )
+        severity = gr.Slider(1, 5, 3, step=1, label="Severity", interactive=_has_severities(default), min_width=180)
     corruption.change(
         lambda name: gr.update(interactive=_has_severities(name)),
         corruption,
@@ -229,11 +227,19 @@ def _settings(page: Page) -> list[Any]:
             0, 30, own.augmentation_steps or 0, step=1, label="Steps on augmentations", info="0 only averages"
         )
         gated = gr.Checkbox(own.gate is not None, label="Adapt only where the distance exceeds the gate")
-        forget = gr.Button("Forget what the stream has learned", size="sm")
+        forget = gr.Button("Forget what the stream has learned", size="sm", visible=own.scope == "stream")
+    scope.change(
+        lambda chosen: gr.update(visible=chosen == "stream"),
+        scope,
+        forget,
+        api_visibility="private",
+        show_progress="hidden",
+    )
     return [scope, num_steps, learning_rate, augmentations, augmentation_steps, gated, forget]
 
 
 def theme() -> gr.themes.Base:
+    """Colours and fonts of the page."""
     return gr.themes.Default(primary_hue="orange", neutral_hue="slate", font=_FONTS, font_mono=("monospace",))
 
 
@@ -243,7 +249,7 @@ def launch(
     cache_dir: str | os.PathLike | None = None,
     num_epochs: int | None = None,
     **kwargs: Any,
-) -> Any:
+) -> gr.Blocks:
     """Starts the app.
 
     Args:
@@ -252,6 +258,9 @@ def launch(
         kwargs: arguments of gradio's `launch`; by default it listens on this machine only, or where the environment
             variable `GRADIO_SERVER_NAME` says, as on a Space.
 
+    Returns:
+        The app, once it has ended, or at once with `prevent_thread_lock=True`.
+
     Raises:
         OSError, ValueError, TypeError: for a model that cannot be loaded.
     """
@@ -259,7 +268,7 @@ def launch(
     app = build_app(served)
     served.start()
     with contextlib.suppress(KeyboardInterrupt):
-        return app.queue(max_size=64).launch(
+        app.queue(max_size=64).launch(
             theme=theme(),
             css=CSS,
             footer_links=[],
@@ -268,4 +277,4 @@ def launch(
             max_file_size=MAX_BYTES,
             **kwargs,
         )
-    return None
+    return app

@@ -16,7 +16,7 @@ CSS = """
 .it3 { color: var(--body-text-color); }
 .it3 h3 { margin: 0 0 .4rem; font-size: 1rem; font-weight: 600; color: var(--body-text-color); }
 .it3 p { margin: .3rem 0; }
-.it3 .muted { color: var(--body-text-color-subdued); font-size: .875rem; }
+.it3 .muted { color: var(--it3-muted); font-size: .875rem; }
 .it3 .panel { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .9rem; margin-bottom: .8rem;
   background: var(--block-background-fill); }
 .it3 .pair { display: flex; flex-wrap: wrap; gap: 1rem; }
@@ -31,20 +31,28 @@ CSS = """
 .it3 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .it3 .before { background: var(--it3-before); } .it3 .after { background: var(--it3-after); }
 .it3 .key { display: inline-block; width: .8rem; height: .55rem; border-radius: 3px; margin: 0 .3rem 0 0; }
-.it3 svg { width: 100%; max-width: 34rem; height: auto; display: block; }
-.it3 svg text { fill: var(--body-text-color-subdued); font-size: 11px; font-family: inherit; }
-.it3 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.2rem, 1fr)); gap: .6rem; }
+.it3 svg { width: 100%; max-width: 30rem; height: auto; display: block; }
+.it3 svg text { fill: var(--it3-muted); font-size: 12px; font-family: inherit; }
+.it3 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(3.8rem, 1fr)); gap: .6rem; }
 .it3 .card { font-size: .8125rem; text-align: center; overflow-wrap: anywhere; }
 .it3 .card img { width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; border-radius: 4px;
   background: #000; margin: 0 0 .2rem; }
 .it3 .right { color: var(--it3-right); font-weight: 600; } .it3 .wrong { color: var(--it3-wrong); font-weight: 600; }
 .it3 progress { width: 100%; height: .6rem; accent-color: var(--it3-after); }
-:root { --it3-before: #8a96a3; --it3-after: #e08a1e; --it3-right: #1a7f37; --it3-wrong: #c62828; }
-.dark { --it3-before: #9aa5b1; --it3-after: #f2a33a; --it3-right: #57c878; --it3-wrong: #ff8a80; }
+.it3 h3:not(:first-child) { margin-top: .6rem; }
+#digits .grid-container { grid-template-columns: repeat(auto-fill, minmax(3.2rem, 1fr)); grid-template-rows: none;
+  gap: .3rem; }
+#digits, #digits .grid-wrap { min-height: 0; max-height: none; height: auto; }
+#digits .thumbnail-lg { aspect-ratio: 1; height: auto; min-height: 0; }
+#digits img { image-rendering: pixelated; }
+:root { --it3-muted: #56637a; --it3-before: #8a96a3; --it3-after: #e08a1e;
+  --it3-right: #1a7f37; --it3-wrong: #c62828; }
+.dark { --it3-muted: #a5b1c2; --it3-before: #9aa5b1; --it3-after: #f2a33a;
+  --it3-right: #57c878; --it3-wrong: #ff8a80; }
 """
 
 MAX_CLASSES = 10
-_WIDTH, _HEIGHT = 480, 130
+_WIDTH, _HEIGHT = 320, 130
 _LEFT, _RIGHT, _TOP, _BOTTOM = 12, 12, 22, 24
 
 
@@ -69,13 +77,21 @@ def render_result(result: Result, clean: Sequence[float]) -> str:
         ),
     ]
     if len(result.answers) > 1:
-        parts.insert(2, _panel(_cards(result)))
+        parts.append(_panel(_cards(result)))
     return f'<div class="it3" data-testid="result">{"".join(parts)}</div>'
 
 
 def render_message(message: str) -> str:
     """A line instead of a result."""
     return f'<div class="it3"><p class="muted">{html.escape(message)}</p></div>'
+
+
+def render_alert(message: str) -> str:
+    """What went wrong, where the result would be."""
+    return (
+        '<div class="it3"><div class="panel" role="alert"><h3>That did not work</h3>'
+        f"<p>{html.escape(message)}</p></div></div>"
+    )
 
 
 def render_progress(share: float) -> str:
@@ -184,7 +200,7 @@ def _svg(content: str, description: str) -> str:
 
 def _axis() -> str:
     y = _HEIGHT - _BOTTOM
-    return f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}" stroke="var(--body-text-color-subdued)"/>'
+    return f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}" stroke="var(--it3-muted)"/>'
 
 
 def _distances(result: Result, clean: Sequence[float]) -> str:

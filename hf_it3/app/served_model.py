@@ -1,13 +1,17 @@
 """The model that the app serves: any saved one, or the tutorial's network, trained at the first start."""
 
+import copy
 import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.constants import HF_HOME
+from PIL import Image
+from torch import Tensor
 from transformers import TrainerCallback
 
 from ..data import DIGITS, load_digits
@@ -76,7 +80,7 @@ class ServedModel:
             if self.model is None:
                 self._take(str(self._train_or_find()))
             if self.digits is not None:
-                self.clean = clean_distances(self.classifier(), self.sample_pixels())
+                self.clean = clean_distances(self.classifier(), self.read(self.digits["test"]["image"][:NUM_SAMPLES]))
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             self.error = " ".join(str(error).split())
         finally:
@@ -90,13 +94,19 @@ class ServedModel:
         return thread
 
     def classifier(self) -> TracingPipeline:
-        """A pipeline for one visitor: the weights are shared, what adaptation does with them is not."""
-        return TracingPipeline(model=self.model, image_processor=self.image_processor)
+        """A pipeline for one visitor: the weights are shared, what adaptation does with them is not.
 
-    def sample_pixels(self) -> Any:
-        """Test digits as the model sees them before normalisation, `(N, C, H, W)` in [0, 1]."""
-        rows = self.digits["test"].select(range(NUM_SAMPLES))
-        return PixelCollator(self.image_processor)(list(rows))["pixel_values"]
+        It takes images of the model's size, since corruptions come after resizing, as in evaluations.
+        """
+        processor = copy.deepcopy(self.image_processor)
+        for name in ("do_resize", "do_center_crop"):
+            if hasattr(processor, name):
+                setattr(processor, name, False)
+        return TracingPipeline(model=self.model, image_processor=processor)
+
+    def read(self, images: Sequence[Image.Image]) -> Tensor:
+        """Images as the model sees them before normalisation, `(N, C, H, W)` in [0, 1]."""
+        return PixelCollator(self.image_processor)([{"image": image} for image in images])["pixel_values"]
 
     def _take(self, name: str) -> None:
         loaded = load_model(name)

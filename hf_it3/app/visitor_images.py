@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from ..image_processing_it3 import to_mode
@@ -63,29 +62,18 @@ def shrink(image: Image.Image) -> Image.Image:
 
 
 def read_drawing(drawing: Any) -> Image.Image:
-    """A drawing in white on black, cut out and centred as the digits of the training images are.
+    """A drawing in black on white, turned to white on black, cut out and centred as the bundled digits are.
 
     Raises:
         ValueError: if nothing was drawn.
     """
     composite = drawing.get("composite") if isinstance(drawing, dict) else drawing
-    if composite is None:
+    strokes = None if composite is None else ImageOps.invert(to_mode(composite, "L"))
+    box = None if strokes is None else strokes.point(lambda value: 255 * (value > 64)).getbbox()
+    if box is None:
         raise ValueError("Draw a digit first.")
-    image = to_mode(composite, "L")
-    pixels = np.asarray(image)
-    box = Image.fromarray((pixels > 64).astype(np.uint8)).getbbox()
-    if box is None or pixels.min() > 64:
-        raise ValueError("Draw a digit first.")
-    digit = image.crop(box)
+    digit = strokes.crop(box)
     side = round(max(digit.size) * (1 + 2 * _MARGIN))
     square = Image.new("L", (side, side))
     square.paste(digit, ((side - digit.width) // 2, (side - digit.height) // 2))
     return square.resize((64, 64), Image.Resampling.BILINEAR)
-
-
-def at_least(image: Image.Image, side: int) -> Image.Image:
-    """Images smaller than the model's input are enlarged to it, so that corruptions have pixels to work on."""
-    if min(image.size) >= side:
-        return image
-    factor = side / min(image.size)
-    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BILINEAR)
