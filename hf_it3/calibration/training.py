@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..evaluation.execution import on_main_process
+from ..evaluation.processes import on_main_process
 from ..shell_it3 import unwrap
 from .calibrate import calibrate
 from .images import calibration_conditions

@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers.utils import CONFIG_NAME
 
 from ..adaptation_config_it3 import SCOPES
@@ -20,6 +19,7 @@ from ..calibration import CalibrationResult, calibrate
 from ..calibration.calibrate import DEFAULT_NUM_SAMPLES
 from ..data import load_images
 from ..evaluation.inputs import LoadedModel, load_model
+from ..evaluation.processes import process_state
 from ..evaluation.storage import write_atomically
 
 
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Calibrates in the main process, saves, and prints the table."""
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return
     output_dir = arguments.output_dir
     if output_dir is None and not os.path.isdir(arguments.model):
