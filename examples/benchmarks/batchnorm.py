@@ -6,8 +6,8 @@
 
     python examples/benchmarks/batchnorm.py --dataset ylecun/mnist --output_dir runs/batchnorm
 
-Trains the same network twice per seed, by Trainer on images alone and by IT3Trainer, then classifies the corrupted
-test images in batches with training statistics, with mixed statistics, and with mixed statistics and adaptation. Images are
+Trains the same network twice per seed, by Trainer on images alone and by IT3Trainer, then classifies corrupted test
+images in batches with training statistics, with mixed statistics, and with mixed statistics and adaptation. Images are
 grey, 28x28. Takes about a minute per seed on an idle core.
 """
 
