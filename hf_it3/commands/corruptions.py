@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     suites = split_names(arguments.suites) or list_suites()
     if arguments.output is not None:
-        draw_suites(suites, arguments.seed).save(arguments.output)
+        draw_suites(suites, arguments.seed).save(arguments.output, optimize=True)
         print(f"{arguments.output}: {', '.join(suites)}")
         return
     for suite in suites:

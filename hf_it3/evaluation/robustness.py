@@ -54,6 +54,8 @@ def evaluate_robustness(
     Pixels are corrupted in [0, 1] at the model's input size, between the resizing and the normalisation of its image
     processor. Corruption and order are seeded, by the position of an image in the data set; so the figures depend
     neither on the number of processes (`torchrun`, `accelerate launch`) nor, without adaptation, on the batch size.
+    Bit for bit this holds for processes with equally many threads: torchrun gives each process one, unless
+    `OMP_NUM_THREADS` says otherwise, and rounding on a CPU (about 1e-6 in probabilities) depends on that number.
 
     Args:
         models: a model ([`IT3ForImageClassification`], Hub name or path) or a list of them, trained with several
