@@ -60,7 +60,8 @@ def processor():
 def train_rows(digits, processor):
     """The training split as rows of tensors, so that a test that trains need not process images."""
     images = processor(images=digits["train"]["image"][:], return_tensors="pt").pixel_values
-    return [{"pixel_values": image, "label": label} for image, label in zip(images, digits["train"]["label"])]
+    rows = zip(images, digits["train"]["label"], strict=True)
+    return [{"pixel_values": image, "label": label} for image, label in rows]
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ class NaiveAdaptation:
 
 
 def image_by_image(model, images, **settings):
-    """Logits `(B, num_labels)` where every image had weights of its own, from its augmentations if the settings say."""
+    """Logits `(B, num_labels)` where every image had weights of its own, from augmentations if the settings say."""
     config = model.config.adaptation.replace(**settings)
     logits = []
     for image in images:
