@@ -100,7 +100,7 @@ def _gains(results: RobustnessResults, axes: Axes) -> bool:
         axes.barh(centres, 100 * values, height, color=colours[method], label=method)
         axes.errorbar(100 * values, centres, xerr=100 * errors, fmt="none", ecolor="#333333", elinewidth=0.7)
     axes.set_yticks(range(len(groups)), [names[group] for group in groups])
-    axes.invert_yaxis()
+    axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("accuracy gain over no adaptation, points (95% interval over images)")
     axes.legend(fontsize="small")

@@ -12,8 +12,6 @@ from .methods import UNADAPTED
 if TYPE_CHECKING:
     from .results import RobustnessResults
 
-_MAX_NAMES = 8
-
 
 def format_results(results: "RobustnessResults") -> str:
     """The table of means, a table for each run where there are several, and what follows from them."""
@@ -96,7 +94,7 @@ def _conclusions(results: "RobustnessResults") -> list[str]:
         )
         lines.append(f"{method}: mean gain in points (95% interval over images) {gains}")
         if summary["does_not_help"]:
-            lines.append(f"  does not help on {_shortened(summary['does_not_help'])}")
+            lines.append(f"  does not help on {_grouped(results, summary['does_not_help'])}")
     for method, summary in results.overall.items():
         if "relative_mean_corruption_error" in summary:
             value = 100 * summary["relative_mean_corruption_error"]
@@ -104,6 +102,20 @@ def _conclusions(results: "RobustnessResults") -> list[str]:
     return lines
 
 
-def _shortened(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more (all in results.json)" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more
+def _grouped(results: "RobustnessResults", names: list[str]) -> str:
+    """Conditions by corruption with their severities, `fog (1, 2), blur`; a corruption at all severities alone."""
+    short = short_names([condition.group for condition in results.conditions])
+    groups: dict[str, list[int]] = {}
+    all_severities: dict[str, int] = {}
+    for condition in results.conditions:
+        severities = groups.setdefault(condition.group, [])
+        all_severities[condition.group] = all_severities.get(condition.group, 0) + 1
+        if condition.name in names:
+            severities.append(condition.severity)
+    parts = []
+    for group, severities in groups.items():
+        if len(severities) == all_severities[group]:
+            parts.append(short[group])
+        elif severities:
+            parts.append(f"{short[group]} ({', '.join(map(str, severities))})")
+    return ", ".join(parts)
