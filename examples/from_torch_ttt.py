@@ -26,7 +26,7 @@ is trained, saved and pushed with it.
 Not in the engine: its second prediction comes from the model that is being adapted (anchor="self" here); the default
 here is the frozen anchor, a diversity term and a gate, `AdaptationConfig.preset("torch-ttt")` has the engine's way.
 
-    python examples/from_torch_ttt.py              # half a minute: trains once, adapts the same weights in both
+    python examples/from_torch_ttt.py              # a minute: trains once, adapts the same weights in both
 
 It prints the accuracy of both on clean and bright digits and the largest difference between their probabilities.
 """
@@ -122,9 +122,7 @@ def main() -> None:
     # torch-ttt: the same trained network and the same trained embedder, handed to the engine.
     engine = IT3Engine(
         model=Probabilities(copy.deepcopy(model.backbone)),
-        features_layer_name=next(
-            name for name, _ in Probabilities(model.backbone).named_modules() if name.endswith("conv1")
-        ),
+        features_layer_name="network.conv1",
         embeder=copy.deepcopy(model.embedder),
         combine_fn=lambda features, embedding: features + embedding[:, :, None, None],
         distance_fn=mean_squared_error,
@@ -135,7 +133,6 @@ def main() -> None:
             "copy_model": True,
         },
     ).eval()
-    # The engine registers hooks of its own on its copy; those of hf_it3 stay silent there without a running pass.
 
     labels = test_batch["labels"]
     print(f"{'':<10}{'unadapted':>11}{'torch-ttt':>11}{'hf_it3':>9}{'difference':>13}{'hf_it3 defaults':>18}")
