@@ -8,7 +8,7 @@
 process files of its own. Adaptation needs nothing from the other processes: each batch adapts by itself.
 
     python examples/batch_inference.py --model DIR --images FOLDER --processes 4 --output predictions.jsonl
-    python examples/batch_inference.py          # without a folder or model: makes both from digits, half a minute
+    python examples/batch_inference.py          # without a folder or model: makes both from digits, a minute
 
 It writes one JSON line per image (file, label, score, idempotence, adapted) and prints how many there are.
 """
@@ -36,6 +36,9 @@ def classify_share(rank: int, options: argparse.Namespace) -> tuple[Path, int]:
     dataset = load_dataset("imagefolder", data_dir=str(options.images), split="train", streaming=True)
     # Bytes and path, not decoded: the pipeline opens the files itself, and a broken one is then named.
     dataset = split_dataset_by_node(dataset.cast_column("image", Image(decode=False)), rank, options.processes)
+    # Files come folder by folder, and where folders are classes that would make batches of one class: the worst case
+    # for adaptation.
+    dataset = dataset.shuffle(seed=0, buffer_size=4096)
     path = options.output.with_suffix(f".part{rank}")
     count = 0
     with path.open("w", encoding="utf-8") as lines:
@@ -107,4 +110,4 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"batch_inference.py: {error}")
+        sys.exit(f"batch_inference.py: {' '.join(str(error).split())}")

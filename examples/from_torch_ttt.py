@@ -158,4 +158,4 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"from_torch_ttt.py: {error}")
+        sys.exit(f"from_torch_ttt.py: {' '.join(str(error).split())}")

@@ -9,7 +9,7 @@ A network that was trained on clean digits reads noisy ones badly. Idempotent te
 top to bottom; its `# %%` cells can also be run one by one in an editor that knows them.
 
     python examples/mnist.py                          # scikit-learn's 1,797 bundled digits, no network: 1 minute
-    python examples/mnist.py --dataset ylecun/mnist   # all 70,000 images: 3 minutes on two cores
+    python examples/mnist.py --dataset ylecun/mnist   # all 70,000 images: 5 minutes on two cores
 
 It prints the accuracy without and with adaptation and writes the model, digits.png and accuracy.png.
 """

@@ -11,7 +11,7 @@ pipeline once: images of one moment share adapted weights, which adapts better t
     curl -F images=@digit.png -F images=@another.png http://127.0.0.1:8000/models/digits
 
 POST /models/NAME takes files named "images" and answers {"predictions": [...], "batch": images that adapted together};
-GET /models lists the models. Without --model it trains one on the bundled digits first, half a minute.
+GET /models lists the models. Without --model it trains one on the bundled digits first, a minute.
 """
 
 import argparse
@@ -174,4 +174,4 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"serve.py: {error}")
+        sys.exit(f"serve.py: {' '.join(str(error).split())}")

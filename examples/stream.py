@@ -8,7 +8,7 @@ With scope "stream" the adapted weights live on from batch to batch. Here a came
 model of the source stays as it was; the adapted one is saved, and pushed if you wish: as a delta, only what changed
 and where it began, if the source came from the Hub.
 
-    python examples/stream.py                                        # trains a small model first: half a minute
+    python examples/stream.py                                        # trains a small model first: a minute
     python examples/stream.py --model DIR --push user/my-camera      # with a model of yours; needs a token
 
 It prints the accuracy of each part of the stream, of the source model and of the stream's, and what it saved.
@@ -107,4 +107,4 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"stream.py: {error}")
+        sys.exit(f"stream.py: {' '.join(str(error).split())}")

@@ -8,7 +8,7 @@ f(x) and f(x, f(x)) agree where the model knows what it sees. The further they a
 wrong: whoever can pass some images on to a person passes on those with the largest distance. The risk-coverage curve
 tells what that buys: the error rate among the accepted images, for every share of images that is accepted.
 
-    python examples/uncertainty.py                  # trains a small model on the bundled digits first: half a minute
+    python examples/uncertainty.py                  # trains a small model on the bundled digits first: a minute
     python examples/uncertainty.py --model DIR --corruption mnist-c/fog
 
 It prints the error rate at several coverages and the area under the curve, for the idempotence distance and for the
@@ -112,4 +112,4 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"uncertainty.py: {error}")
+        sys.exit(f"uncertainty.py: {' '.join(str(error).split())}")
