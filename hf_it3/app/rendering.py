@@ -41,7 +41,9 @@ CSS = """
 .it3 progress { width: 100%; height: .6rem; accent-color: var(--it3-after); }
 .it3 h3:not(:first-child) { margin-top: .6rem; }
 #digits .grid-container { grid-template-columns: repeat(auto-fill, minmax(3.2rem, 1fr)); grid-template-rows: none;
-  gap: .3rem; }
+  grid-auto-rows: auto; gap: .3rem; }
+#digits .gallery-item { height: auto; min-height: 0; }
+.it3 .entry { white-space: nowrap; }
 #digits, #digits .grid-wrap { min-height: 0; max-height: none; height: auto; }
 #digits .thumbnail-lg { aspect-ratio: 1; height: auto; min-height: 0; }
 #digits img { image-rendering: pixelated; }
@@ -228,9 +230,12 @@ def _distances(result: Result, clean: Sequence[float]) -> str:
         )
     parts.append(_text(_LEFT, _HEIGHT - 8, f"{low:.3f}") + _text(_WIDTH - _RIGHT, _HEIGHT - 8, f"{high:.3f}"))
     what = "mean of the images" if len(own) > 1 else "the image"
-    caption = f'<span class="key after"></span>{what}: <b data-testid="distance">{result.looked_at:.3f}</b>'
+    caption = (
+        f'<span class="entry"><span class="key after"></span>{what}: '
+        f'<b data-testid="distance">{result.looked_at:.3f}</b></span>'
+    )
     if clean:
-        caption += f' &nbsp; <span class="key before"></span>{len(clean)} clean images'
+        caption += f' &nbsp; <span class="entry"><span class="key before"></span>{len(clean)} clean images</span>'
     return (
         f'<h3>Idempotence distance</h3>{_svg("".join(parts), "idempotence distances")}<p class="muted">{caption}</p>'
     )
