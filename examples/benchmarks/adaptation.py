@@ -4,15 +4,16 @@
 # ///
 """Adaptation by hf_it3 and by torch-ttt 0.0.2, side by side in one process.
 
-Both adapt the same weights with the same number of Adam steps; repeats are interleaved, so that whatever else the machine
-does hits both, and the figure is the median over repeats of torch-ttt's time divided by ours. "same objective" has gradients
-through both predictions, as torch-ttt does; "frozen anchor" is the default here and has no counterpart there.
+Both adapt the same weights with the same number of Adam steps; repeats are interleaved, so that whatever else the
+machine does hits both, and the figure is the median over repeats of torch-ttt's time divided by ours. "same objective"
+has gradients through both predictions, as torch-ttt does; "frozen anchor" is the default here and has no counterpart
+there.
 
     pip install torch-ttt==0.0.2 --no-deps && pip install einops
     python examples/benchmarks/adaptation.py --output_dir runs/benchmark
 
-torch-ttt imports torchvision without needing it for this engine; where torchvision is missing, an empty module stands in.
-Takes about 4 minutes on 2 cores.
+torch-ttt imports torchvision without needing it for this engine; where torchvision is missing, an empty module stands
+in. Takes about 4 minutes on 2 cores.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -177,7 +179,7 @@ def speed(seconds: float) -> list[dict]:
             images = torch.randn(batch, *size)
             for objective, anchor in (("same objective", "self"), ("frozen anchor", "frozen")):
                 adapter = TestTimeAdapter(model, anchor=anchor, **STEPS)
-                add(name, batch, objective, lambda: engine(images), lambda: adapter(images))
+                add(name, batch, objective, partial(engine, images), partial(adapter, images))
 
     for name, build, size, batch, parameters in (
         ("tutorial CNN, image by image, all parameters", tutorial_cnn, (1, 28, 28), 256, "all"),
@@ -190,7 +192,7 @@ def speed(seconds: float) -> list[dict]:
         images = torch.randn(batch, *size)
         for objective, anchor in (("same objective", "self"), ("frozen anchor", "frozen")):
             adapter = TestTimeAdapter(model, anchor=anchor, scope="image", parameters=parameters, **STEPS)
-            add(name, batch, objective, lambda: one_after_the_other(engine, images), lambda: adapter(images))
+            add(name, batch, objective, partial(one_after_the_other, engine, images), partial(adapter, images))
     return rows
 
 
