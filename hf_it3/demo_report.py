@@ -76,23 +76,11 @@ def format_table(document: dict[str, Any]) -> str:
     lines = [f"{'seed':>6}" + "".join(f"{name + ' without':>18}{name + ' with':>14}" for name in conditions)]
     for seed in document["seeds"]:
         pairs = [seed["conditions"][name] for name in conditions]
-        lines.append(
-            f"{seed['seed']:>6}"
-            + "".join(
-                f"{100 * pair['without']['accuracy']:>18.1f}{100 * pair['with']['accuracy']:>14.1f}" for pair in pairs
-            )
-        )
+        lines.append(_row(str(seed["seed"]), [100 * pair[how]["accuracy"] for pair in pairs for how in pair]))
     means = condition_results(document)
-    lines.append(
-        f"{'mean':>6}"
-        + "".join(
-            f"{100 * mean['accuracy_unadapted']:>18.1f}{100 * mean['accuracy_adapted']:>14.1f}" for mean in means
-        )
-    )
-    lines.append(
-        f"{'ms':>6}"
-        + "".join(f"{mean['milliseconds_unadapted']:>18.2f}{mean['milliseconds_adapted']:>14.2f}" for mean in means)
-    )
+    for title, kind, factor, digits in (("mean", "accuracy", 100, 1), ("ms", "milliseconds", 1, 2)):
+        values = [factor * mean[f"{kind}_{how}"] for mean in means for how in ("unadapted", "adapted")]
+        lines.append(_row(title, values, digits))
     lines.append(
         f"Accuracy in percent on {document['num_test_images']} test images in batches of {document['batch_size']}, "
         f"noise of sigma {document['noise_std']:g}; ms: milliseconds per image, reading and scaling it included."
@@ -100,5 +88,7 @@ def format_table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cells(without: float, with_adaptation: float) -> str:
-    return f"{100 * without:>18.1f}{100 * with_adaptation:>14.1f}"
+def _row(title: str, values: list[float], digits: int = 1) -> str:
+    """A line of the table: pairs of values, without and with adaptation."""
+    widths = (18, 14)
+    return f"{title:>6}" + "".join(f"{value:>{widths[i % 2]}.{digits}f}" for i, value in enumerate(values))

@@ -291,7 +291,8 @@ def _image_of(item: Any) -> Any:
 def _describe(image: Any) -> str:
     if isinstance(image, (str, os.PathLike)):
         text = os.fspath(image)
-        return repr(text if len(text) <= 80 else text[:77] + "...")
+        # The end of a path names the file; a base64 string is told by its beginning.
+        return repr(text if len(text) <= 80 else f"{text[:20]}...{text[-57:]}")
     if isinstance(image, (np.ndarray, Tensor)):
         return f"{type(image).__name__} of shape {tuple(image.shape)}"
     if isinstance(image, Image.Image):
