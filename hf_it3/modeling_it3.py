@@ -217,8 +217,7 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
             kwargs: passed to the backbone.
 
         Raises:
-            ValueError: if labels are out of range or the signal has the wrong shape.
-            RuntimeError: if the injection layer did not run.
+            ValueError: if labels are out of range, the signal has the wrong shape, or the injection layer did not run.
         """
         if labels is None:
             first = self._run(pixel_values, label_signal, **kwargs)
@@ -253,7 +252,7 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
         if signal is not None and not forward_pass.injected:
             better = suggest_injection_layer(self.backbone)
             example = f", for example {better!r}" if better not in (None, self.config.injection_layer) else ""
-            raise RuntimeError(
+            raise ValueError(
                 f"injection_layer={self.config.injection_layer!r} did not run in the forward pass of "
                 f"{type(self.backbone).__name__}; choose a layer that does{example}"
             )

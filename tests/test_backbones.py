@@ -321,7 +321,7 @@ def test_an_unknown_layer_is_an_error_with_the_closest_name():
 
 def test_a_layer_that_never_runs_is_an_error_that_names_one_that_does():
     model = IT3ForImageClassification.from_backbone(PlainNetwork(), injection_layer="unused")
-    with pytest.raises(RuntimeError, match="'unused' did not run .* for example 'bn1'"):
+    with pytest.raises(ValueError, match="'unused' did not run .* for example 'bn1'"):
         model(family_images("vit"), labels=LABELS)
 
 

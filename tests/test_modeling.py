@@ -221,7 +221,7 @@ class TestSignal:
         backbone = Network()
         backbone.unused = nn.Conv2d(1, 4, 3)
         model = IT3ForImageClassification.from_backbone(backbone, injection_layer="unused")
-        with pytest.raises(RuntimeError, match="'unused' did not run in the forward pass of Network"):
+        with pytest.raises(ValueError, match="'unused' did not run in the forward pass of Network"):
             model(pixels, label_signal=torch.zeros(5, 3))
 
     @pytest.mark.parametrize(
