@@ -130,9 +130,7 @@ class TestTimeAdapter:
             self.shell.reset()
             self.latest_counts = {"num_images": 0, "num_steps": 0}
         one_by_one = self._adapts_one_by_one(len(pixel_values))
-        first = first_passes(
-            self.source_shell, self.shared, pixel_values, with_graph=self.shared.reuses_first_passes and not one_by_one
-        )
+        first = self._look(pixel_values, one_by_one)
         usable = pixel_values.isfinite().flatten(1).all(1) & first.distances.isfinite()
         if not usable.all():
             logger.warning(
@@ -150,6 +148,17 @@ class TestTimeAdapter:
         if chosen.any():
             self._answer(output, pixel_values, first, chosen, one_by_one)
         return output
+
+    def _look(self, pixel_values: Tensor, one_by_one: bool) -> Passes:
+        """Both passes of the unadapted model; in parts where images have nothing to do with each other."""
+        if not one_by_one:
+            with_graph = self.shared.reuses_first_passes
+            return first_passes(self.source_shell, self.shared, pixel_values, with_graph=with_graph)
+        parts = [
+            first_passes(self.source_shell, self.shared, part, with_graph=False)
+            for part in pixel_values.split(self.images.chunk_size(pixel_values))
+        ]
+        return Passes.join(parts)
 
     def _adapts_one_by_one(self, batch_size: int) -> bool:
         config = self.config

@@ -22,6 +22,14 @@ class Passes:
     y1: Tensor
     distances: Tensor
 
+    @classmethod
+    def join(cls, parts: list["Passes"]) -> "Passes":
+        """The passes of several batches as one."""
+        if len(parts) == 1:
+            return parts[0]
+        names = ("logits", "y0", "y1", "distances")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
     def __getitem__(self, chosen: Tensor) -> "Passes":
         return Passes(self.logits[chosen], self.y0[chosen], self.y1[chosen], self.distances[chosen])
 
