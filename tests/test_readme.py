@@ -22,7 +22,9 @@ def blocks(language: str) -> list[str]:
 
 
 def command_lines() -> list[str]:
-    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    lines = [
+        line.split("#")[0].strip() for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()
+    ]
     inline = re.findall(r"`(hf-it3 [^`]+)`", README)
     return [line for line in [*lines, *inline] if line]
 
