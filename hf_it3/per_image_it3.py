@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
-from transformers.utils import logging
 
 from .adaptation_config_it3 import AdaptationConfig
 from .augmentation_it3 import augment
@@ -13,8 +12,6 @@ from .objective_it3 import IdempotenceDistance, mean_prediction_logits, predict
 from .shell_it3 import ModelShell
 from .steps_it3 import Passes, make_optimizer, test_statistics
 
-
-logger = logging.get_logger(__name__)
 
 # Above this many adapted values per image, one image after the other is faster on a CPU.
 _MAX_VECTORIZED_VALUES = {"cpu": 300_000}
