@@ -1,12 +1,12 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["hf-it3[demo]", "torch-ttt==0.0.2", "torchvision", "einops"]
+# dependencies = ["hf-it3[demo]", "torch-ttt==0.0.2", "einops"]
 # ///
 """From torch-ttt to hf_it3: one model in both, side by side, and where each parameter of `IT3Engine` went.
 
-torch-ttt 0.0.2 imports torchvision and einops without declaring them: install all three. Its engine adds the label
-signal to a model of yours at the first call; here the signal, its embedder included, is part of the model, so that it
-is trained, saved and pushed with it.
+torch-ttt 0.0.2 imports einops and torchvision without declaring them: einops has to be installed, torchvision may be
+missing, because nothing of it is used here. Its engine adds the label signal to a model of yours at the first call;
+here the signal, its embedder included, is part of the model, so that it is trained, saved and pushed with it.
 
     IT3Engine(...)                          hf_it3
     model                                   IT3ForImageClassification.from_backbone(model), a name or config works too
@@ -33,7 +33,9 @@ It prints the accuracy of both on clean and bright digits and the largest differ
 
 import argparse
 import copy
+import importlib.util
 import sys
+import types
 
 import torch
 from torch import nn
@@ -77,6 +79,22 @@ def mean_squared_error(y1: torch.Tensor, y0: torch.Tensor) -> torch.Tensor:
     return (y1 - y0).square().mean()
 
 
+def import_it3_engine() -> type[nn.Module]:
+    """torch-ttt's engine. Its other engines import torchvision: where that is missing, empty modules stand in."""
+    names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
+    stand_ins = {} if importlib.util.find_spec("torchvision") else {name: types.ModuleType(name) for name in names}
+    sys.modules.update(stand_ins)
+    try:
+        from torch_ttt.engine.it3_engine import IT3Engine
+    except ImportError as error:
+        raise ImportError(f"{error}; this example needs: pip install torch-ttt==0.0.2 einops") from error
+    finally:
+        # Left there, they would pass for an installed torchvision.
+        for name in stand_ins:
+            del sys.modules[name]
+    return IT3Engine
+
+
 def train(model: IT3ForImageClassification, images: torch.Tensor, labels: torch.Tensor, num_epochs: int) -> None:
     """A plain loop, to show that the model needs no Trainer; both passes are inside the one loss."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -96,10 +114,7 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, default=3)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     options = parser.parse_args()
-    try:
-        from torch_ttt.engine.it3_engine import IT3Engine
-    except ImportError as error:
-        raise ImportError(f"{error}; this example needs: pip install torch-ttt==0.0.2 torchvision einops") from error
+    engine_class = import_it3_engine()
 
     set_seed(0)
     splits = load_digits()
@@ -120,7 +135,7 @@ def main() -> None:
     train(model, train_batch["pixel_values"], train_batch["labels"], options.num_epochs)
 
     # torch-ttt: the same trained network and the same trained embedder, handed to the engine.
-    engine = IT3Engine(
+    engine = engine_class(
         model=Probabilities(copy.deepcopy(model.backbone)),
         features_layer_name="network.conv1",
         embeder=copy.deepcopy(model.embedder),
