@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import math
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -130,24 +131,43 @@ class TestTimeAdapter:
             self.shell.reset()
             self.latest_counts = {"num_images": 0, "num_steps": 0}
         one_by_one = self._adapts_one_by_one(len(pixel_values))
+        if one_by_one and self.images.looks_itself and self.config.gate is None:
+            logits, history, first = self.images.run(pixel_values)
+            usable = self._usable(pixel_values, first)
+            output = self._unadapted(first, usable)
+            if usable.any():
+                self._take_over(output, usable, logits[usable], history[:, usable], one_by_one)
+            return output
         first = self._look(pixel_values, one_by_one)
+        usable = self._usable(pixel_values, first)
+        chosen = self._who_adapts(first.distances, usable, one_by_one)
+        output = self._unadapted(first, chosen)
+        if chosen.any():
+            self._answer(output, pixel_values, first, chosen, one_by_one)
+        return output
+
+    def _usable(self, pixel_values: Tensor, first: Passes) -> Tensor:
+        """Which images, shape `(B,)` of bool, have finite pixels and predictions."""
+        if math.isfinite(pixel_values.sum().item()) and math.isfinite(first.distances.sum().item()):
+            return torch.ones_like(first.distances, dtype=torch.bool)
         usable = pixel_values.isfinite().flatten(1).all(1) & first.distances.isfinite()
         if not usable.all():
             logger.warning(
                 f"{(~usable).sum().item()} of {len(usable)} images have pixels or predictions that are not finite; "
                 "they were not adapted to"
             )
-        chosen = self._who_adapts(first.distances, usable, one_by_one)
-        output = AdaptationOutput(
-            logits=first.logits.detach().clone(),
-            initial_logits=first.logits.detach(),
+        return usable
+
+    @staticmethod
+    def _unadapted(first: Passes, chosen: Tensor) -> AdaptationOutput:
+        logits = first.logits.detach()
+        return AdaptationOutput(
+            logits=logits.clone(),
+            initial_logits=logits,
             idempotence=first.distances.detach(),
             adapted=torch.zeros_like(chosen),
-            loss_history=pixel_values.new_zeros(0),
+            loss_history=logits.new_zeros(0),
         )
-        if chosen.any():
-            self._answer(output, pixel_values, first, chosen, one_by_one)
-        return output
 
     def _look(self, pixel_values: Tensor, one_by_one: bool) -> Passes:
         """Both passes of the unadapted model; in parts where images have nothing to do with each other."""
@@ -196,14 +216,21 @@ class TestTimeAdapter:
             else:
                 first = first[chosen]
         if one_by_one:
-            logits, history = self.images.run(pixel_values, first)
-            output.loss_history = history.new_full((len(history), len(chosen)), float("nan"))
-            output.loss_history[:, chosen] = history
+            logits, history, _ = self.images.run(pixel_values, first)
         else:
             logits, history = (self.stream or self.shared).run(pixel_values, first)
-            output.loss_history = history
-            if logits is None:
-                return
+        self._take_over(output, chosen, logits, history, one_by_one)
+
+    def _take_over(
+        self, output: AdaptationOutput, chosen: Tensor, logits: Tensor | None, history: Tensor, one_by_one: bool
+    ) -> None:
+        """Puts the chosen images' adapted logits, where they are finite, and their losses into `output`."""
+        output.loss_history = history
+        if one_by_one:
+            output.loss_history = history.new_full((len(history), len(chosen)), float("nan"))
+            output.loss_history[:, chosen] = history
+        if logits is None:
+            return
         good = logits.isfinite().all(-1)
         if not good.all():
             logger.warning(

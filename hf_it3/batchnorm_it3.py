@@ -35,29 +35,6 @@ def norm_statistics(kind: str, prior_count: int = 0) -> Iterator[None]:
         _test_statistics.reset(token)
 
 
-class _ContiguousGradient(torch.autograd.Function):
-    """The identity, with a contiguous gradient.
-
-    On CPU, torch's backward pass of batch_norm is wrong for a single image where the gradient comes in transposed, as
-    it does from the `flatten(2).transpose(1, 2)` of LeViT and CvT.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(features: Tensor) -> Tensor:
-        # Not a view, which the residual connections of ResNet could not add to in place.
-        return features.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        """Nothing to remember."""
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient.contiguous()
-
-
 class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm with a second set of running statistics, used and updated in signal passes alone.
 
@@ -85,7 +62,9 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         output = self._normalize(input)
         if len(output) == 1 and output.requires_grad and output.device.type == "cpu":
-            output = _ContiguousGradient.apply(output)
+            # On CPU, torch's backward pass of batch_norm is wrong for a single image where the gradient comes in
+            # transposed, as it does from the `flatten(2).transpose(1, 2)` of LeViT and CvT.
+            output.register_hook(Tensor.contiguous)
         # timm's BatchNormAct2d keeps dropout and activation inside the layer.
         for name in ("drop", "act"):
             if name in self._modules:

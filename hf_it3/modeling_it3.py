@@ -296,14 +296,16 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
         self, first: tuple[Tensor, Any], return_dict: bool | None, **fields
     ) -> IT3ImageClassifierOutput | tuple:
         logits, backbone_output = first
-        output = IT3ImageClassifierOutput(
-            logits=logits,
-            hidden_states=getattr(backbone_output, "hidden_states", None),
-            attentions=getattr(backbone_output, "attentions", None),
+        values = {
+            "loss": None,
+            "logits": logits,
             **fields,
-        )
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+            "hidden_states": getattr(backbone_output, "hidden_states", None),
+            "attentions": getattr(backbone_output, "attentions", None),
+        }
+        if self.config.return_dict if return_dict is None else return_dict:
+            return IT3ImageClassifierOutput(**values)
+        return tuple(value for value in values.values() if value is not None)
 
     def adapt(self, pixel_values: Tensor, **overrides: Any) -> AdaptationOutput:
         """Adapts a copy of the model's weights to the images and classifies them with it; the model stays as it is.

@@ -10,7 +10,7 @@ from .adaptation_config_it3 import AdaptationConfig
 from .augmentation_it3 import augment
 from .objective_it3 import IdempotenceDistance, mean_prediction_logits, predict
 from .shell_it3 import ModelShell
-from .steps_it3 import Passes, make_optimizer, test_statistics
+from .steps_it3 import Passes, forget_history, make_optimizer, test_statistics
 
 
 # Above this many adapted values per image, one image after the other is faster on a CPU.
@@ -72,31 +72,42 @@ class ImageAdaptation:
         pixels = pixel_values[0].numel() * max(self.config.augmentations, 1)
         return max(1, min(_CHUNK_VALUES // self.shell.num_adapted, _CHUNK_PIXELS // pixels, 256))
 
-    def run(self, pixel_values: Tensor, first: Passes) -> tuple[Tensor, Tensor]:
+    @property
+    def looks_itself(self) -> bool:
+        """Whether the first step can deliver both passes of the unadapted model on its way."""
+        config = self.config
+        return (
+            self.vectorize and self.num_steps > 0 and not config.augmentations and config.norm_statistics == "source"
+        )
+
+    def run(self, pixel_values: Tensor, first: Passes | None = None) -> tuple[Tensor, Tensor, Passes | None]:
         """Adapts to each of the images `(B, C, H, W)`.
 
+        Args:
+            first ([`Passes`], *optional*): both passes of the unadapted model; not needed where it `looks_itself`.
+
         Returns:
-            Logits `(B, num_labels)` and the loss history `(steps, B)`.
+            Logits `(B, num_labels)`, the loss history `(steps, B)` and both passes of the unadapted model.
         """
         size = self.chunk_size(pixel_values)
         size = math.ceil(len(pixel_values) / math.ceil(len(pixel_values) / size))  # chunks of about the same size
-        logits, histories = [], []
+        logits, histories, passes = [], [], []
         for start in range(0, len(pixel_values), size):
             part = slice(start, start + size)
-            part_logits, history = self._run_chunk(pixel_values[part], first[part])
-            logits.append(part_logits)
-            histories.append(history)
-        return torch.cat(logits), torch.cat(histories, 1)
+            chunk = self._run_chunk(pixel_values[part], None if first is None else first[part])
+            for values, value in zip((logits, histories, passes), chunk, strict=True):
+                values.append(value)
+        return torch.cat(logits), torch.cat(histories, 1), Passes.join(passes) if first is None else first
 
-    def _run_chunk(self, images: Tensor, first: Passes) -> tuple[Tensor, Tensor]:
+    def _run_chunk(self, images: Tensor, first: Passes | None) -> tuple[Tensor, Tensor, Passes | None]:
         config = self.config
         views = augment(images, config.augmentations) if config.augmentations else images[:, None]
         if self.num_steps == 0 and config.norm_statistics == "source":
-            return self._average(views), images.new_zeros((0, len(images)))
-        y1 = self._frozen_predictions(views, first)
-        if self.vectorize:
-            return self._run_vectorized(views, y1)
-        return self._run_loop(views, y1)
+            return self._average(views), images.new_zeros((0, len(images))), first
+        can_reuse = first is not None and not config.augmentations and config.norm_statistics == "source"
+        y1 = first.y1[:, None] if can_reuse and config.effective_anchor == "frozen" else None
+        run = self._run_vectorized if self.vectorize else self._run_loop
+        return run(views, y1)
 
     @torch.no_grad()
     def _average(self, views: Tensor) -> Tensor:
@@ -108,52 +119,40 @@ class ImageAdaptation:
             return logits.squeeze(-2)
         return mean_prediction_logits(predict(logits, self.problem_type).mean(-2), self.problem_type)
 
-    @torch.no_grad()
-    def _frozen_predictions(self, views: Tensor, first: Passes) -> Tensor | None:
-        """The frozen anchor's y1 for all views `(B, K, num_labels)`, or `None` where it has to be computed inside."""
-        if self.config.effective_anchor != "frozen" or self.config.norm_statistics != "source":
-            return None
-        if views.shape[1] == 1:
-            return first.y1.detach()[:, None]
-        flat = views.flatten(0, 1)
-        y0 = predict(self.shell(flat), self.problem_type)
-        return predict(self.shell(flat, y0), self.problem_type).unflatten(0, views.shape[:2])
-
     def _forward(self, parameters: dict[str, Tensor], views: Tensor, signal: Tensor | None = None) -> Tensor:
-        arguments = {"label_signal": signal, "return_dict": True}
+        arguments = {"label_signal": signal, "return_dict": False}
         with test_statistics(self.config):
-            return functional_call(self.shell.module, parameters, (views,), arguments).logits
+            return functional_call(self.shell.module, parameters, (views,), arguments)[0]
 
     def _loss(
         self, parameters: dict[str, Tensor], views: Tensor, y1: Tensor | None, anchor: dict[str, Tensor]
-    ) -> Tensor:
-        """The objective for one image's views `(K, C, H, W)`."""
-        y0 = predict(self._forward(parameters, views), self.problem_type)
-        if y1 is None:
-            if self.config.effective_anchor == "self":
-                y1 = predict(self._forward(parameters, views, y0), self.problem_type)
-            else:
-                y1 = self._anchor_prediction(anchor, views, y0)
-        return self.distance(y1, y0).mean()
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The objective for one image's views `(K, C, H, W)`, and the passes that it was computed from."""
+        logits = self._forward(parameters, views)
+        y0 = predict(logits, self.problem_type)
+        if y1 is None and self.config.effective_anchor == "self":
+            y1 = predict(self._forward(parameters, views, y0), self.problem_type)
+        elif y1 is None:
+            y1 = predict(self._forward(anchor, views, y0.detach()), self.problem_type).detach()
+        distances = self.distance(y1, y0)
+        return distances.mean(), tuple(value.detach() for value in (logits, y0, y1, distances))
 
-    def _anchor_prediction(self, anchor: dict[str, Tensor], views: Tensor, y0: Tensor) -> Tensor:
-        if self.config.effective_anchor == "frozen":
-            y0 = predict(self._forward(anchor, views), self.problem_type)
-        return predict(self._forward(anchor, views, y0.detach()), self.problem_type).detach()
-
-    def _run_vectorized(self, views: Tensor, y1: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run_vectorized(self, views: Tensor, y1: Tensor | None) -> tuple[Tensor, Tensor, Passes | None]:
         source = dict(zip(self.shell.names, (value.detach() for value in self.shell.parameters), strict=True))
         copies = self._copies_for(len(views))
         has_own_anchor = self.config.effective_anchor == "ema"
         anchor = {name: value.detach().clone() for name, value in copies.named().items()} if has_own_anchor else source
-        axes = (0, None if y1 is None else 0, 0 if has_own_anchor else None)
-        losses = []
+        losses, first = [], None
         for step in range(self.num_steps):
             # All images start from the same weights: as long as those are shared, so is the work on them.
             parameters, axis = (source, None) if step == 0 else (copies.named(), 0)
-            gradient = vmap(grad_and_value(self._loss), in_dims=(axis, *axes), randomness="same")
-            gradients, loss = gradient(parameters, views, y1, anchor)
+            axes = (axis, 0, None if y1 is None else 0, 0 if has_own_anchor else None)
+            gradient = vmap(grad_and_value(self._loss, has_aux=True), in_dims=axes, randomness="same")
+            gradients, (loss, passes) = gradient(parameters, views, y1, anchor)
             losses.append(loss.detach())
+            if step == 0:
+                first = Passes(*(value[:, 0] for value in passes))
+                y1 = passes[2] if self.config.effective_anchor == "frozen" else None
             copies.step(gradients, self.config.max_grad_norm)
             if has_own_anchor:
                 with torch.no_grad():
@@ -162,7 +161,7 @@ class ImageAdaptation:
             parameters, axis = (copies.named(), 0) if self.num_steps else (source, None)
             logits = vmap(self._forward, in_dims=(axis, 0), randomness="same")(parameters, views)
         history = torch.stack(losses) if losses else views.new_zeros((0, len(views)))
-        return self._mean_over_views(logits), history
+        return self._mean_over_views(logits), history, first
 
     def _copies_for(self, count: int) -> "WeightCopies":
         """Fresh copies of the weights for so many images, in memory that is used again for the next chunk."""
@@ -172,19 +171,22 @@ class ImageAdaptation:
         self._copies.reset()
         return self._copies
 
-    def _run_loop(self, views: Tensor, y1: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run_loop(self, views: Tensor, y1: Tensor | None) -> tuple[Tensor, Tensor, None]:
         shell = self.shell
         source = {name: value.detach().clone() for name, value in zip(shell.names, shell.parameters, strict=True)}
+        parameters = dict(zip(shell.names, shell.parameters, strict=True))
         logits = []
         history = views.new_zeros((self.num_steps, len(views)))
         for index, image_views in enumerate(views):
             shell.reset()
             anchor = {name: value.clone() for name, value in source.items()}
+            frozen_y1 = None if y1 is None else y1[index]
             optimizer = make_optimizer(self.config, shell.masters)
             for step in range(self.num_steps):
-                parameters = dict(zip(shell.names, shell.parameters, strict=True))
-                loss = self._loss(parameters, image_views, None if y1 is None else y1[index], anchor)
+                loss, passes = self._loss(parameters, image_views, frozen_y1, anchor)
                 history[step, index] = loss.detach()
+                if self.config.effective_anchor == "frozen":
+                    frozen_y1 = passes[2]
                 shell.set_gradients(torch.autograd.grad(loss, shell.parameters, allow_unused=True))
                 if self.config.max_grad_norm is not None:
                     torch.nn.utils.clip_grad_norm_(shell.masters, self.config.max_grad_norm)
@@ -196,7 +198,7 @@ class ImageAdaptation:
             with torch.no_grad():
                 logits.append(self._forward({}, image_views))
         shell.reset()
-        return self._mean_over_views(torch.stack(logits)), history
+        return self._mean_over_views(torch.stack(logits)), history, None
 
 
 class WeightCopies:
@@ -226,10 +228,7 @@ class WeightCopies:
         """Back to the shell's parameters, with an optimizer without history."""
         for value, parameter in zip(self.values, self.shell.parameters, strict=True):
             value.copy_(parameter.expand_as(value))
-        for state in self.optimizer.state.values():
-            for entry in state.values():
-                if isinstance(entry, Tensor):
-                    entry.zero_()
+        forget_history(self.optimizer)
 
     @torch.no_grad()
     def step(self, gradients: dict[str, Tensor], max_norm: float | None) -> None:

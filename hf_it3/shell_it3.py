@@ -182,7 +182,7 @@ class ModelShell:
 
     def __call__(self, pixel_values: Tensor, label_signal: Tensor | None = None) -> Tensor:
         """Logits of shape `(B, num_labels)`."""
-        return self.module(pixel_values, label_signal=label_signal, return_dict=True).logits
+        return self.module(pixel_values, label_signal=label_signal, return_dict=False)[0]
 
 
 @contextmanager

@@ -66,6 +66,14 @@ def make_optimizer(config: AdaptationConfig, parameters: list[Tensor]) -> torch.
     return optimizer
 
 
+@torch.no_grad()
+def forget_history(optimizer: torch.optim.Optimizer) -> None:
+    """Makes an optimizer that was named in the settings as good as new, in the memory that it already has."""
+    history = [entry for state in optimizer.state.values() for entry in state.values() if isinstance(entry, Tensor)]
+    if history:
+        torch._foreach_zero_(history)
+
+
 def test_statistics(config: AdaptationConfig) -> contextlib.AbstractContextManager:
     """The BatchNorm statistics that the settings ask for."""
     if config.norm_statistics == "source":
@@ -122,7 +130,7 @@ class SharedAdaptation:
         """An optimizer without history; named ones are built once and emptied."""
         if self._optimizer is None or callable(self.config.optimizer):
             self._optimizer = make_optimizer(self.config, self.shell.masters)
-        self._optimizer.state.clear()
+        forget_history(self._optimizer)
         return self._optimizer
 
     def continue_from(
