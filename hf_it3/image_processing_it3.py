@@ -28,7 +28,7 @@ class IT3ImageProcessor(PilBackend):
     Args:
         num_channels (`int`, defaults to 3): 1 or 3.
         size (`dict`, defaults to `{"height": 28, "width": 28}`), resample, do_rescale, rescale_factor, do_normalize,
-            image_mean, image_std: as in every image processor of transformers.
+            image_mean, image_std: as in every image processor of transformers; one value holds for all channels.
 
     Raises:
         ValueError: for another number of channels, or an array whose shape is not an image's.
@@ -63,6 +63,10 @@ class IT3ImageProcessor(PilBackend):
         super().__init__(**kwargs)
         if self.num_channels not in (1, 3):
             raise ValueError(f"IT3ImageProcessor.num_channels must be 1 or 3, got {self.num_channels!r}")
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if isinstance(values, (list, tuple)) and len(values) == 1:
+                setattr(self, name, list(values) * self.num_channels)
 
     def resize(self, image: np.ndarray, size: Any, *args: Any, **kwargs: Any) -> np.ndarray:
         """Resizes an image `(C, H, W)`; one of the right size stays exactly as it is, whatever its range of values."""

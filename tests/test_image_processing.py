@@ -122,3 +122,14 @@ def test_it_survives_saving(tmp_path):
     one, other = (each(images=image, return_tensors="pt").pixel_values for each in (processor, again))
     assert torch.equal(one, other)
     assert one.shape == (1, 1, 9, 7)
+
+
+def test_one_mean_and_deviation_hold_for_all_channels(tmp_path):
+    white = Image.new("RGB", (28, 28), "white")
+    for processor in (IT3ImageProcessor(), IT3ImageProcessor(num_channels=3, image_mean=[0.6], image_std=[0.2])):
+        processor.save_pretrained(tmp_path)
+        for one in (processor, AutoImageProcessor.from_pretrained(tmp_path)):
+            pixels = one(white, return_tensors="pt").pixel_values
+            assert pixels.shape == (1, 3, 28, 28)
+            expected = (1 - processor.image_mean[0]) / processor.image_std[0]
+            torch.testing.assert_close(pixels, torch.full_like(pixels, expected))
