@@ -141,13 +141,14 @@ class ImageAdaptation:
         source = dict(zip(self.shell.names, (value.detach() for value in self.shell.parameters), strict=True))
         copies = self._copies_for(len(views))
         has_own_anchor = self.config.effective_anchor == "ema"
-        anchor = {name: value.detach().clone() for name, value in copies.named().items()} if has_own_anchor else source
+        anchor_values = [value.detach().clone() for value in copies.values] if has_own_anchor else []
         losses, first = [], None
         for step in range(self.num_steps):
             # All images start from the same weights: as long as those are shared, so is the work on them.
             parameters, axis = (source, None) if step == 0 else (copies.named(), 0)
             axes = (axis, 0, None if y1 is None else 0, 0 if has_own_anchor else None)
             gradient = vmap(grad_and_value(self._loss, has_aux=True), in_dims=axes, randomness="same")
+            anchor = copies.named(anchor_values) if has_own_anchor else source
             gradients, (loss, passes) = gradient(parameters, views, y1, anchor)
             losses.append(loss.detach())
             if step == 0:
@@ -156,7 +157,7 @@ class ImageAdaptation:
             copies.step(gradients, self.config.max_grad_norm)
             if has_own_anchor:
                 with torch.no_grad():
-                    torch._foreach_lerp_(list(anchor.values()), copies.values, 1 - self.config.ema_decay)
+                    torch._foreach_lerp_(anchor_values, copies.values, 1 - self.config.ema_decay)
         with torch.no_grad():
             parameters, axis = (copies.named(), 0) if self.num_steps else (source, None)
             logits = vmap(self._forward, in_dims=(axis, 0), randomness="same")(parameters, views)
@@ -204,6 +205,8 @@ class ImageAdaptation:
 class WeightCopies:
     """The adapted parameters of many images, stacked, with their optimizer: Adam and SGD act on each value alone.
 
+    Half-precision parameters are kept in single precision, since small steps would be rounded away.
+
     Args:
         shell ([`ModelShell`]): whose present parameters every image starts from.
         count (`int`): number of images.
@@ -213,15 +216,18 @@ class WeightCopies:
     def __init__(self, shell: ModelShell, count: int, config: AdaptationConfig):
         self.shell = shell
         self.count = count
-        self.values = [value.new_empty((count, *value.shape)).requires_grad_() for value in shell.parameters]
+        self.values = [value.new_empty((count, *value.shape)).requires_grad_() for value in shell.masters]
+        self.dtypes = [parameter.dtype for parameter in shell.parameters]
         self.optimizer = make_optimizer(config, self.values)
 
     def __len__(self) -> int:
         return self.count
 
-    def named(self) -> dict[str, Tensor]:
-        """The stacked values `(count, ...)` by parameter name."""
-        return dict(zip(self.shell.names, (value.detach() for value in self.values), strict=True))
+    def named(self, values: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """The stacked values `(count, ...)`, or others like them, by parameter name in the model's precision."""
+        values = self.values if values is None else values
+        casts = (value.detach().to(dtype) for value, dtype in zip(values, self.dtypes, strict=True))
+        return dict(zip(self.shell.names, casts, strict=True))
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -234,7 +240,7 @@ class WeightCopies:
     def step(self, gradients: dict[str, Tensor], max_norm: float | None) -> None:
         """An optimizer step, after clipping the norm of each image's gradient."""
         for value, name in zip(self.values, self.shell.names, strict=True):
-            value.grad = gradients[name]
+            value.grad = gradients[name].to(value.dtype)
         if max_norm is not None:
             norms = torch.stack([value.grad.flatten(1).norm(dim=1) for value in self.values]).norm(dim=0)
             factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)

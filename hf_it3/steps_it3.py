@@ -151,10 +151,10 @@ class SharedAdaptation:
                 loss = self._objective(y0, y1, with_diversity)
                 losses.append(loss.item())
                 if not (math.isfinite(losses[-1]) and self._step(loss, optimizer)):
-                    return torch.full_like(first.logits.detach(), float("nan")), pixel_values.new_tensor(losses)
+                    return torch.full_like(first.logits.detach(), float("nan")), first.distances.new_tensor(losses)
             with torch.no_grad():
                 logits = self.shell(pixel_values)
-        return logits, torch.tensor(losses)
+        return logits, first.distances.new_tensor(losses)
 
     def _wants_diversity(self, y0: Tensor) -> bool:
         config = self.config

@@ -23,6 +23,7 @@ _RUNAWAY_DEVIATIONS = 6.0
 _RUNNING_DECAY = 0.95
 _MIN_LOSSES = 10
 _MIN_IMAGES = 32
+_STATE = {"settings", "source", "parameters", "anchor", "optimizer", "guard", "distances"}
 
 
 class CollapseGuard:
@@ -135,6 +136,7 @@ class Stream:
         shell, anchor = self.shared.shell, self.shared.anchor_shell
         return {
             "settings": self.config.to_dict(),
+            "source": _checksum(shell.source),
             "parameters": _copies(shell.names, shell.masters),
             "anchor": None if anchor is None else _copies(anchor.names, anchor.masters),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
@@ -148,7 +150,7 @@ class Stream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned, after checking that it fits; nothing changes if it does not."""
         shell, anchor = self.shared.shell, self.shared.anchor_shell
-        if missing := {"settings", "parameters", "anchor", "optimizer", "guard", "distances"} - set(state):
+        if missing := _STATE - set(state):
             raise ValueError(f"this is not the state of a stream: it lacks {', '.join(sorted(missing))}")
         for name in ("optimizer", "learning_rate", "parameters", "anchor"):
             ours, theirs = self.config.to_dict()[name], state["settings"].get(name)
@@ -158,6 +160,8 @@ class Stream:
         expected = {name: tuple(value.shape) for name, value in zip(shell.names, shell.masters, strict=True)}
         if shapes != expected:
             raise ValueError("the stream was saved with other parameters than this model's; load the same base model")
+        if not math.isclose(state["source"], _checksum(shell.source), rel_tol=1e-9):
+            raise ValueError("the stream was saved with other base weights than this model's; load the same base model")
         shell.load([state["parameters"][name] for name in shell.names])
         if anchor is not None:
             anchor.load([state["anchor"][name] for name in anchor.names])
@@ -172,3 +176,8 @@ class Stream:
 
 def _copies(names: list[str], values: list[Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in zip(names, values, strict=True)}
+
+
+def _checksum(values: list[Tensor]) -> float:
+    """A number that tells one model's weights from another's."""
+    return sum(value.detach().double().abs().sum().item() for value in values)

@@ -253,7 +253,7 @@ class TestCallers:
     def test_half_precision_weights_take_small_steps(self, model, shifted_images, scope):
         images = shifted_images[:6]
         # Steps of 1e-4 are far below what bfloat16 resolves in weights of this size.
-        settings = {"learning_rate": 1e-4, "num_steps": 40, "vectorize": None}
+        settings = {"learning_rate": 1e-4, "num_steps": 40}
         exact = adapter_of(model, {**scope, **settings, "augmentation_steps": None})(images)
         model.to(torch.bfloat16)
         with untouched(model):

@@ -100,6 +100,11 @@ class TestState:
     def test_a_state_of_another_model_is_refused(self, model, batch_norm_model):
         with pytest.raises(ValueError, match="other parameters than this model's"):
             stream_of(batch_norm_model).load_state_dict(stream_of(model).state_dict())
+        state = stream_of(model).state_dict()
+        with torch.no_grad():
+            model.backbone.fc1.weight.mul_(1.01)
+        with pytest.raises(ValueError, match="other base weights than this model's"):
+            stream_of(model).load_state_dict(state)
 
     def test_what_is_no_state_is_refused(self, model):
         with pytest.raises(ValueError, match="not the state of a stream: it lacks .*optimizer, parameters"):
