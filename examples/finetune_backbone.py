@@ -13,6 +13,7 @@ data set should be the one that the classifier was trained on; with the same cla
 """
 
 import argparse
+import sys
 
 from datasets import ClassLabel
 from transformers import set_seed
@@ -40,6 +41,8 @@ def main() -> None:
     args = parse_arguments()
     set_seed(args.seed)
     splits = load_images(args.dataset)
+    if "train" not in splits:
+        raise ValueError(f"{args.dataset} has no split 'train' to learn from, only {', '.join(splits)}")
     train = splits["train"]
     test = next((splits[name] for name in ("validation", "test") if name in splits), None)
     label = next((feature for feature in train.features.values() if isinstance(feature, ClassLabel)), None)
@@ -74,4 +77,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"finetune_backbone.py: {' '.join(str(error).split())}")

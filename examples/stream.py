@@ -83,6 +83,7 @@ def main() -> None:
         print(f"{brightness:>+10.2f}{source:>9.1%}{stream:>9.1%}")
 
     # state_dict() is for going on tomorrow where the stream stands today: optimizer, anchor and gate included.
+    options.output_dir.mkdir(parents=True, exist_ok=True)
     torch.save(adapter.state_dict(), options.output_dir / "stream.pt")
     adapted = adapter.adapted_model()
     print(f"the stream took {adapted.config.base_model['num_steps']} steps")

@@ -7,25 +7,31 @@ import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import hub_fixtures
 import pytest
-from transformers import pipeline
+import torch
+from PIL import Image
+from transformers import ResNetConfig, ResNetForImageClassification, pipeline
 
-import hf_it3  # noqa: F401 - registers the pipeline's task
+from hf_it3 import IT3ForImageClassification, IT3ImageProcessor
 
+
+hub, hub_client = hub_fixtures.hub, hub_fixtures.hub_client
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py"))
 
 
-def run(script, *arguments, cwd, check=True, **environment):
+def run(script, *arguments, cwd, check=True, environment=OFFLINE):
     """Runs a script in a directory of the test's own; returns what it printed."""
     command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
-    process = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=OFFLINE | environment)
+    process = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
     if check:
         assert process.returncode == 0, process.stderr[-2000:]
     return process
@@ -64,15 +70,35 @@ def test_mnist_tells_the_whole_story(tmp_path):
     assert {path.name for path in (tmp_path / "runs/mnist").glob("*.png")} == {"digits.png", "accuracy.png"}
 
 
-def test_the_stream_adapts_and_its_model_is_kept(trained_directory, tmp_path):
-    (tmp_path / "runs/stream").mkdir(parents=True)
-    output = run("stream.py", "--model", trained_directory, cwd=tmp_path).stdout
+def test_the_stream_adapts_and_its_model_is_kept_and_pushed(hub, trained_directory, tmp_path):
+    pushed = hub.name("my-camera")
+    command = ("stream.py", "--model", trained_directory, "--push", pushed)
+    output = run(*command, cwd=tmp_path, environment=hub.env()).stdout
     parts = [percentages(line) for line in output.splitlines() if line.strip().startswith("+")]
     assert len(parts) == 4
     assert parts[-1][1] > parts[-1][0]
     assert int(re.search(r"took (\d+) steps", output)[1]) > 0
     assert "the weights are the same" in output
-    assert (tmp_path / "runs/stream/adapted/model.safetensors").is_file()
+    weights = (tmp_path / "runs/stream/adapted/model.safetensors").read_bytes()
+    assert hub.read(pushed, "model.safetensors") == weights
+    assert "preprocessor_config.json" in hub.files(pushed)
+
+
+def test_a_stream_that_began_on_the_hub_is_pushed_there_as_what_changed(hub, hub_client, trained_directory, tmp_path):
+    base, pushed = hub.name("digits"), hub.name("my-camera")
+    pipeline("it3-image-classification", model=trained_directory).push_to_hub(base)
+    output = run("stream.py", "--model", base, "--push", pushed, cwd=tmp_path, environment=hub.env()).stdout
+    assert f"pushed to {pushed}" in output
+    assert "delta.safetensors" in hub.files(pushed)
+    assert "model.safetensors" not in hub.files(pushed)
+    assert "digits that grow brighter" in hub.read(pushed, "README.md").decode()
+    kept, loaded = (
+        IT3ForImageClassification.from_pretrained(name).state_dict()
+        for name in (tmp_path / "runs/stream/adapted", pushed)
+    )
+    assert kept.keys() == loaded.keys()
+    assert all(torch.equal(value, loaded[name]) for name, value in kept.items())
+    assert pipeline("it3-image-classification", model=pushed)(Image.new("L", (8, 8)))
 
 
 def test_processes_share_a_folder_without_losing_or_repeating_images(trained_directory, digits, tmp_path):
@@ -100,6 +126,33 @@ def test_rejecting_uncertain_predictions_lowers_the_error_rate(trained_directory
     assert (tmp_path / "runs/uncertainty/risk_coverage.png").is_file()
 
 
+def test_a_pretrained_classifier_learns_the_label_signal_and_keeps_its_classes(tmp_path, digits):
+    names = ["nought", "one", "two"]
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], id2label=dict(enumerate(names)))
+    pretrained = ResNetForImageClassification(resnet)
+    pretrained.save_pretrained(tmp_path / "resnet")
+    IT3ImageProcessor(num_channels=3, size={"height": 16, "width": 16}).save_pretrained(tmp_path / "resnet")
+    few = digits["test"].select(range(120)).filter(lambda row: row["label"] < 3)
+    for position, row in enumerate(few):
+        path = tmp_path / "images" / ("train", "test")[position % 2] / names[row["label"]] / f"{position}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row["image"].save(path)
+    output = run(
+        *("finetune_backbone.py", "--backbone", "resnet", "--dataset", "images", "--batch_size", 8),
+        cwd=tmp_path,
+    ).stdout
+    assert "the label signal enters behind resnet.embedder" in output
+    assert re.search(r"before: accuracy 0\.\d+", output)
+    assert re.search(r"after: accuracy 0\.\d+", output)
+    model = IT3ForImageClassification.from_pretrained(tmp_path / "runs/finetuned")
+    assert list(model.config.id2label.values()) == names
+    assert model.config.reference_distance is not None
+    kernel = "resnet.embedder.embedder.convolution.weight"
+    assert torch.equal(model.backbone.state_dict()[kernel], pretrained.state_dict()[kernel])
+    classifier = pipeline("it3-image-classification", model=str(tmp_path / "runs/finetuned"))
+    assert classifier(few[0]["image"], top_k=1)[0]["label"] in names
+
+
 def test_torch_ttt_and_ours_give_the_same_answers(tmp_path):
     output = run("from_torch_ttt.py", "--num_epochs", 2, "--max_images", 100, cwd=tmp_path).stdout
     for name in ("clean", "bright"):
@@ -107,27 +160,51 @@ def test_torch_ttt_and_ours_give_the_same_answers(tmp_path):
         assert float(difference) < 1e-4
 
 
-def test_without_torch_ttt_the_migration_example_says_what_to_install(tmp_path):
-    # Found before the installed one.
-    (tmp_path / "torch_ttt.py").write_text("raise ModuleNotFoundError(\"No module named 'torch_ttt'\")")
-    process = run("from_torch_ttt.py", cwd=tmp_path, check=False, PYTHONPATH=str(tmp_path))
-    assert process.returncode == 1
-    assert "No module named 'torch_ttt'; this example needs: pip install torch-ttt==0.0.2 einops" in process.stderr
-    assert len(process.stderr.strip().splitlines()) == 1
+@pytest.fixture
+def complaint(hub_client, monkeypatch, tmp_path):
+    """Runs a script that cannot work, in this process, since another takes seconds to start; what it ends with."""
+
+    def run_here(script, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        # Python prints a text to stderr, alone, and exits with 1.
+        assert isinstance(ending.value.code, str)
+        assert len(ending.value.code.splitlines()) == 1
+        return ending.value.code
+
+    return run_here
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("stream.py", "--model", "nowhere"), "stream.py: "),
-        (("mnist.py", "--dataset", "./nowhere"), "cannot load './nowhere'"),
+        (("stream.py", "--model", "user/nothing"), "stream.py: user/nothing is not a"),
+        (("mnist.py", "--dataset", "./nowhere"), "mnist.py: cannot load './nowhere'"),
+        (("batch_inference.py", "--images", "."), "batch_inference.py: give both --model and --images, or neither"),
+        (("uncertainty.py", "--model", "user/nothing"), "uncertainty.py: user/nothing is not a"),
+        (
+            ("finetune_backbone.py", "--backbone", "user/nothing", "--dataset", "digits"),
+            "finetune_backbone.py: user/nothing is not a",
+        ),
+        (("serve.py", "--model", "digits=user/nothing"), "serve.py: user/nothing is not a"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(arguments, message, tmp_path):
-    process = run(*arguments, cwd=tmp_path, check=False)
-    assert process.returncode == 1
-    assert "Traceback" not in process.stderr
-    assert message in process.stderr.strip().splitlines()[-1]
+def test_what_cannot_work_is_said_in_one_line(complaint, arguments, message):
+    assert complaint(*arguments).startswith(message)
+
+
+def test_a_push_that_is_refused_is_said_in_one_line(complaint, hub, trained_directory, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", hub.bad_token)
+    message = complaint("stream.py", "--model", trained_directory, "--parts", 1, "--push", hub.name("my-camera"))
+    assert message.startswith("stream.py: ")
+    assert "Invalid credentials" in message
+
+
+def test_without_torch_ttt_the_migration_example_says_what_to_install(complaint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_ttt", None)
+    assert "this example needs: pip install torch-ttt==0.0.2 einops" in complaint("from_torch_ttt.py")
 
 
 @pytest.fixture(scope="module")
