@@ -55,7 +55,8 @@ class TestTimeAdapter:
         ValueError: for unknown or invalid settings, and for offloaded weights.
 
     One adapter may be called from several threads, which then take turns; several adapters of one model run side by
-    side.
+    side. A stream whose call raises or is interrupted keeps the steps taken until then; a saved
+    [`~TestTimeAdapter.state_dict`] leads back.
 
     Example:
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -49,7 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = next((argument for argument in arguments if argument in COMMANDS), None)
     parsed = build_parser(command).parse_args(arguments)
     try:
-        return parsed.run(parsed) or 0
+        status = parsed.run(parsed) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read the output, `head` for example, has enough of it. What is still to be flushed goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("hf-it3: interrupted", file=sys.stderr)
         return 130

@@ -161,7 +161,7 @@ class Stream:
         if shapes != expected:
             raise ValueError("the stream was saved with other parameters than this model's; load the same base model")
         if not math.isclose(state["source"], _checksum(shell.source), rel_tol=1e-9):
-            raise ValueError("the stream was saved with other base weights than this model's; load the same base model")
+            raise ValueError("the stream was saved with other base weights than this model's; load its base model")
         shell.load([state["parameters"][name] for name in shell.names])
         if anchor is not None:
             anchor.load([state["anchor"][name] for name in anchor.names])

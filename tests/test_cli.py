@@ -1,5 +1,9 @@
 """The `hf-it3` command: overview, versions, and errors in one line."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from hf_it3 import cli
@@ -120,3 +124,13 @@ def test_an_interrupt_ends_with_status_130(failing, capsys):
 def test_an_option_may_have_the_name_of_a_command(failing):
     failing(None)
     assert cli.main(["env", "--steps", "3"]) == 0
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        process = subprocess.run(
+            [sys.executable, "-m", "hf_it3.cli", "corruptions"], stdout=closed, stderr=subprocess.PIPE, text=True
+        )
+    assert (process.returncode, process.stderr) == (141, "")
