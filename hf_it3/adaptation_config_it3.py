@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,12 +99,12 @@ class AdaptationConfig:
     vectorize: bool | None = None
     collapse_guard: bool = True
 
-    def __new__(cls, *args, **values):
+    def __new__(cls, *args: Any, **values: Any) -> "AdaptationConfig":
         # Before dataclass's own check, which would name neither the value nor the closest field.
         check_known_fields("AdaptationConfig", values, field_names())
         return super().__new__(cls)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._check_choice("scope", SCOPES)
         self._check_choice("anchor", ANCHORS, optional=True)
         self._check_choice("norm_statistics", NORM_STATISTICS)
@@ -132,7 +132,9 @@ class AdaptationConfig:
     def _error(self, name: str, requirement: str) -> ValueError:
         return ValueError(f"AdaptationConfig.{name} {requirement}, got {getattr(self, name)!r}")
 
-    def _check_choice(self, name, choices, optional=False, or_callable=False):
+    def _check_choice(
+        self, name: str, choices: tuple[str, ...], optional: bool = False, or_callable: bool = False
+    ) -> None:
         value = getattr(self, name)
         if (optional and value is None) or (or_callable and callable(value)):
             return
@@ -140,7 +142,7 @@ class AdaptationConfig:
             also = (" or a callable" if or_callable else "") + (" or None" if optional else "")
             raise self._error(name, f"must be one of {', '.join(map(repr, choices))}{also}")
 
-    def _check_number(self, name, kind, low, high=math.inf, optional=False):
+    def _check_number(self, name: str, kind: type, low: float, high: float = math.inf, optional: bool = False) -> None:
         value = getattr(self, name)
         if optional and value is None:
             return
@@ -152,7 +154,7 @@ class AdaptationConfig:
         if kind is float and math.isinf(value):
             raise self._error(name, "must be finite")
 
-    def _check_parameters(self):
+    def _check_parameters(self) -> None:
         if not isinstance(self.parameters, str) or not self.parameters:
             raise self._error("parameters", "must be 'all', 'norm', 'bias' or a regular expression")
         try:
@@ -217,7 +219,7 @@ def field_names() -> list[str]:
     return [field.name for field in dataclasses.fields(AdaptationConfig)]
 
 
-def check_known_fields(owner: str, values: dict[str, Any], known) -> None:
+def check_known_fields(owner: str, values: dict[str, Any], known: Iterable[str]) -> None:
     """Raises a ValueError that names the first unknown key and the closest known one."""
     known = list(known)
     for key, value in values.items():

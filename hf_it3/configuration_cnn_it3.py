@@ -1,5 +1,7 @@
 """Configuration of the small convolutional network of the MNIST tutorial."""
 
+from typing import TYPE_CHECKING, Any
+
 from transformers import PreTrainedConfig
 
 
@@ -33,8 +35,11 @@ class IT3CNNConfig(PreTrainedConfig):
     conv_channels: list[int] | tuple[int, ...] = (10, 20)
     kernel_size: int = 5
     hidden_size: int = 50
+    if TYPE_CHECKING:
+        # A property, which checkers do not expect among the arguments, and think may be `None`.
+        num_labels: int = 10
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name in ("num_channels", "image_size", "kernel_size", "hidden_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -37,6 +38,17 @@ _INHERITED_KEYS = {
     "torch_dtype",
     "use_cache",
 }
+
+if TYPE_CHECKING:
+    _Held = TypeVar("_Held")
+    _Given = TypeVar("_Given")
+
+    class _Resolved(Generic[_Held, _Given]):
+        """A field that may be given as something else than what the finished configuration holds."""
+
+        def __get__(self, instance: object, owner: type | None = None) -> _Held: ...
+
+        def __set__(self, instance: object, value: _Given) -> None: ...
 
 
 class IT3Config(PreTrainedConfig):
@@ -81,20 +93,28 @@ class IT3Config(PreTrainedConfig):
     sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet")}
     keys_to_ignore_at_inference = ["signal_logits", "classification_loss", "idempotence_loss"]
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:
+        backbone_config: _Resolved[PreTrainedConfig, dict | PreTrainedConfig | None] = _Resolved()
+        adaptation: _Resolved[AdaptationConfig, dict | AdaptationConfig | None] = _Resolved()
+        # May be `None` in configurations that are not of classifiers.
+        id2label: dict[int, str] = {}
+        label2id: dict[str, int] = {}
+        num_labels: int = 10
+    else:
+        backbone_config: dict | PreTrainedConfig | None = None
+        adaptation: dict | AdaptationConfig | None = None
     injection_layer: str | None = None
     injection_channels: int | None = None
     neutral_signal: str = "none"
     combine: str | Callable = "add"
     distance: str | Callable = "neg_dot"
     idempotence_weight: float = 1.0
-    adaptation: dict | AdaptationConfig | None = None
     reference_distance: dict | None = None
     calibration_corruptions: list | None = None
     embedder_class: str | None = None
     base_model: dict | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         check_known_fields("IT3Config", kwargs, _known_keys())
         self.backbone_config = _resolve_backbone_config(self.backbone_config)
         self.adaptation = _resolve_adaptation(self.adaptation)
@@ -154,7 +174,7 @@ class IT3Config(PreTrainedConfig):
         return ValueError(f"IT3Config.{name} {requirement}, got {getattr(self, name)!r}")
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "IT3Config":
         """As every configuration; a dict `adaptation=` among `kwargs` changes single settings of the saved ones."""
         adaptation = kwargs.pop("adaptation", None)
         if isinstance(adaptation, dict):
@@ -176,14 +196,14 @@ class IT3Config(PreTrainedConfig):
             output[name] = describe_callable(output[name])
         return output
 
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Saves `config.json`, after checking that it can be loaded again."""
         if unsaveable := self.unsaveable_fields():
             raise ValueError(
                 f"IT3Config.{unsaveable[0]} is a callable ({describe_callable(self._get(unsaveable[0]))}) and cannot "
                 "be saved; set it to one of the named values, or pass it again after loading"
             )
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _get(self, path: str) -> Any:
         value = self
@@ -204,7 +224,7 @@ def _resolve_backbone_config(value: Any) -> PreTrainedConfig:
     if not isinstance(value, dict):
         raise ValueError(f"IT3Config.backbone_config must be a configuration or a dict, got {value!r}")
     values = dict(value)
-    model_type = values.get("model_type")
+    model_type: Any = values.get("model_type")
     if model_type == IT3CNNConfig.model_type:
         return IT3CNNConfig.from_dict(values)
     if model_type not in CONFIG_MAPPING:
