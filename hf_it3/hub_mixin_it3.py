@@ -2,17 +2,25 @@
 
 import importlib
 import os
+from types import ModuleType
+from typing import Any, TypeVar
 
 from .backbones_it3 import check_rebuildable
 from .delta_it3 import load
+from .interface_it3 import IdempotentModel
 from .remote_code_it3 import is_remote_code, write_code
 
 
-class HubMixin:
+_Model = TypeVar("_Model", bound="HubMixin")
+
+
+class HubMixin(IdempotentModel):
     """What [`IT3ForImageClassification`] adds to loading, saving and pushing of `PreTrainedModel`."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+    def from_pretrained(
+        cls: type[_Model], pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+    ) -> _Model:
         """Loads a saved model, whole or as a delta; see `PreTrainedModel.from_pretrained` for the arguments, and
         `embedder` for models with a label embedder of their own.
 
@@ -26,18 +34,22 @@ class HubMixin:
                 f"{pretrained_model_name_or_path} lacks weights of {cls.__name__}: {', '.join(missing[:4])}"
                 f"{', ...' if len(missing) > 4 else ''}; wrap a plain classifier with {cls.__name__}.from_backbone"
             )
-        return (model, info) if with_info else model
+        # A tuple if it is asked for, which the hint leaves out, as that of `PreTrainedModel` does.
+        loaded: Any = (model, info) if with_info else model
+        return loaded
 
     def save_pretrained(
         self,
-        save_directory,
-        *args,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Any] | None = None,
+        push_to_hub: bool = False,
+        *args: Any,
         delta: bool = False,
         include_code: bool = False,
-        push_to_hub: bool = False,
         repo_id: str | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         """Saves weights, embedder and signal statistics included, and configuration; see `PreTrainedModel`.
 
         Args:
@@ -46,7 +58,7 @@ class HubMixin:
             include_code (`bool`): save the code as well, for those who load the model without this package. A model
                 that was itself loaded as remote code always brings its code.
             push_to_hub (`bool`), repo_id (`str`, *optional*): push as well, see [`push_to_hub`].
-            args, kwargs: as in `PreTrainedModel`.
+            is_main_process, state_dict, args, kwargs: as in `PreTrainedModel`.
 
         Raises:
             ValueError: if the backbone is a plain `nn.Module` or the configuration holds a callable.
@@ -56,8 +68,9 @@ class HubMixin:
             self._package_module("delta").save_delta(self, save_directory)
         else:
             self.config.base_model = _of_whole_model(self.config.base_model)
-            super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True) and (include_code or is_remote_code(self)):
+            # Not pushed by it, but below, with card and image processor.
+            super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
+        if is_main_process and (include_code or is_remote_code(self)):
             write_code(save_directory)
         if push_to_hub:
             repo_id = repo_id or os.path.basename(os.path.normpath(save_directory))
@@ -65,7 +78,7 @@ class HubMixin:
             hub = {name: kwargs[name] for name in names if name in kwargs}
             self.push_to_hub(repo_id, delta=delta, include_code=include_code, **hub)
 
-    def push_to_hub(self, repo_id: str, **kwargs):
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override] # see `IdempotentModel`
         """Pushes weights, configuration, image processor and model card to the Hub, in one commit.
 
         Args:
@@ -80,7 +93,7 @@ class HubMixin:
             return super().push_to_hub(repo_id, **kwargs)
         return self._package_module("hub").push_model(self, repo_id, **kwargs)
 
-    def _package_module(self, name: str):
+    def _package_module(self, name: str) -> ModuleType:
         """A module of the package that does not travel with the weights."""
         if is_remote_code(self):
             raise ImportError(f"a model loaded as remote code has no {name!r}; pip install hf-it3, and import hf_it3")

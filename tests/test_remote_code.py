@@ -148,3 +148,8 @@ def test_a_directory_with_code_stays_loadable_here_without_trust(model, tmp_path
     assert "auto_map" not in plain
     assert "custom_pipelines" not in plain
     assert not list((tmp_path / "plain").glob("*.py"))
+
+
+def test_only_the_main_process_writes_code(model, tmp_path):
+    model.save_pretrained(tmp_path, False, include_code=True)
+    assert list(tmp_path.iterdir()) == []
