@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import logging
 
+from .interface_it3 import IdempotentModel
 from .objective_it3 import IdempotenceDistance, predict
 
 
@@ -47,20 +48,23 @@ class ShiftTest:
 
     def is_shifted(self, distances: Tensor) -> bool:
         """Whether images with these distances, shape `(N,)`, are shifted as a group."""
-        if self.gate is None:
-            return True
-        standard_error = self.std / math.sqrt(len(distances))
-        return distances.double().mean().item() > self.mean + self.gate * standard_error
+        limit = self.limit(len(distances))
+        return limit is None or distances.double().mean().item() > limit
 
     def are_shifted(self, distances: Tensor) -> Tensor:
         """For each image alone, shape `(N,)` of bool, whether it is shifted."""
-        if self.gate is None:
-            return distances.new_ones(len(distances), dtype=bool)
-        return distances > self.mean + self.gate * self.std
+        limit = self.limit(1)
+        return torch.ones_like(distances, dtype=torch.bool) if limit is None else distances > limit
+
+    def limit(self, num_images: int) -> float | None:
+        """The mean distance of so many images above which they are shifted; `None` where they always are."""
+        if self.gate is None or self.mean is None or self.std is None:
+            return None
+        return self.mean + self.gate * (self.std / math.sqrt(num_images))
 
 
 @torch.no_grad()
-def idempotence_distances(model: nn.Module, pixel_values: Tensor) -> Tensor:
+def idempotence_distances(model: IdempotentModel, pixel_values: Tensor) -> Tensor:
     """D(y1, y0) of each image, shape `(B,)`, for images `(B, C, H, W)` and a model in eval mode."""
     problem_type = model.config.problem_type
     y0 = predict(model(pixel_values).logits, problem_type)

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import set_seed
 
 from hf_it3 import AdaptationConfig, AdaptationOutput, IT3ForImageClassification, TestTimeAdapter
+from hf_it3.gate_it3 import ShiftTest
 from hf_it3.modeling_cnn_it3 import IT3CNNForImageClassification
 from hf_it3.objective_it3 import IdempotenceDistance, largest_class_share, negative_diversity, predict
 
@@ -335,6 +336,11 @@ class TestGate:
         for _ in range(2):
             assert adapter(images).adapted.all()
         assert len([message for message in caplog.messages if "adaptation is not gated" in message]) == 1
+
+    @pytest.mark.parametrize("test", [ShiftTest(3.0), ShiftTest(3.0, mean=0.5), ShiftTest(None, 0.5, 0.1)])
+    def test_with_nothing_to_compare_with_all_images_are_shifted(self, test):
+        assert test.is_shifted(torch.zeros(4))
+        assert test.are_shifted(torch.zeros(4)).tolist() == [True] * 4
 
     def test_closed_for_clean_and_open_for_shifted_images_adaptation_gains(
         self, model, images, shifted_images, labels
