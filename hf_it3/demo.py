@@ -25,6 +25,7 @@ from .model_card import installed_versions, write_model_card
 from .modeling_it3 import IT3ForImageClassification
 from .pipeline_it3 import IT3Pipeline
 from .plotting import plot_batch_accuracies, plot_images
+from .registration import TASK
 from .trainer import IT3Trainer
 from .training_arguments import IT3TrainingArguments
 
@@ -92,11 +93,11 @@ def run_demo(
 
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    results, classifier = [], None
+    results = []
     for seed in range(seeds):
         directory = output_dir if seed == 0 else output_dir / f"seed_{seed}"
         seconds = train_network(train, processor, names, directory, seed, recipe, num_epochs)
-        classifier = pipeline("it3-image-classification", model=str(directory))
+        classifier = pipeline(TASK, model=str(directory))  # type: ignore[call-overload] # a task of ours
         noisy = add_noise(pixels, noise_std * recipe.std, seed)
         conditions = {"clean": _resize(pixels, processor), "noisy": _resize(noisy, processor)}
         result = SeedResult(seed, seconds)
@@ -107,7 +108,7 @@ def run_demo(
             titles = {"clean": "clean", "noisy": f"noise, sigma {noise_std:g}"}
             picture = plot_images([(titles[name], images[:10]) for name, images in conditions.items()])
             picture.savefig(output_dir / "digits.png", dpi=120)
-    return _finish(output_dir, results, classifier, recipe, dataset, noise_std, batch_size)
+    return _finish(output_dir, results, recipe, dataset, noise_std, batch_size)
 
 
 def _first(dataset: Any, count: int | None) -> Any:
@@ -205,7 +206,6 @@ def measure(
 def _finish(
     output_dir: Path,
     results: list[SeedResult],
-    classifier: IT3Pipeline,
     recipe: Recipe,
     dataset: str,
     noise_std: float,
@@ -221,12 +221,14 @@ def _finish(
         for condition in results[0].conditions
     ]
     plot_batch_accuracies(groups).savefig(output_dir / "accuracy.png", dpi=120)
+    # Of the model in this directory, the first one.
+    config = IT3Config.from_pretrained(output_dir)
     document = {
         "dataset": dataset if not os.path.exists(dataset) else Path(dataset).resolve().name,
         "noise_std": noise_std,
         "batch_size": batch_size,
         "num_test_images": sum(results[0].conditions["clean"][0].batch_sizes),
-        "adaptation": classifier.model.config.adaptation.to_dict(),
+        "adaptation": config.adaptation.to_dict(),
         "seeds": [describe_seed(result) for result in results],
         "versions": installed_versions(),
         "threads": torch.get_num_threads(),
@@ -236,7 +238,7 @@ def _finish(
     unfinished.replace(output_dir / "results.json")
     write_model_card(
         output_dir,
-        classifier.model,
+        config,
         results=condition_results(document),
         dataset=document["dataset"],
         dataset_name=recipe.title,

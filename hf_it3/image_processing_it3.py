@@ -50,7 +50,7 @@ class IT3ImageProcessor(PilBackend):
 
     num_channels = 3
     resample = PILImageResampling.BILINEAR
-    size = {"height": 28, "width": 28}
+    size: Any = {"height": 28, "width": 28}  # a `SizeDict` in instances
     image_mean = [0.5]
     image_std = [0.5]
     do_resize = True
@@ -74,13 +74,13 @@ class IT3ImageProcessor(PilBackend):
             return image
         return super().resize(image, size, *args, **kwargs)
 
-    def process_image(self, image: Any, num_channels: int | None = None, **kwargs: Any) -> np.ndarray:
+    def process_image(self, image: Any, *args: Any, num_channels: int | None = None, **kwargs: Any) -> np.ndarray:
         """One image as an array of shape `(num_channels, H, W)`, values as given."""
         channels = num_channels or self.num_channels
         if isinstance(image, Image.Image):
             array = np.asarray(to_mode(image, "L" if channels == 1 else "RGB"))
             return array[None] if channels == 1 else np.moveaxis(array, -1, 0)
-        return match_channels(super().process_image(image, **kwargs), channels)
+        return match_channels(super().process_image(image, *args, **kwargs), channels)
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import pipeline
 
+from hf_it3 import IT3Config
 from hf_it3.cli import main
 from hf_it3.demo import add_noise, run_demo
 from hf_it3.demo_report import condition_results, format_table
@@ -62,6 +63,13 @@ def test_the_card_shows_the_measured_accuracies(finished):
     text = (directory / "README.md").read_text()
     for result in condition_results(document):
         assert f"{100 * result['accuracy_adapted']:.1f}" in text
+
+
+def test_the_card_is_that_of_the_model_beside_it(finished):
+    directory, _ = finished
+    reference = IT3Config.from_pretrained(directory).reference_distance
+    text = " ".join((directory / "README.md").read_text().split())
+    assert f"mean {reference['mean']:.4g}, standard deviation {reference['std']:.4g}" in text
 
 
 def test_seeds_repeat(finished, tmp_path):
