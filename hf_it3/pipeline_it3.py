@@ -17,6 +17,7 @@ from transformers.pipelines import ImageClassificationPipeline
 from .adaptation_config_it3 import AdaptationConfig
 from .adaptation_it3 import TestTimeAdapter
 from .image_processing_it3 import match_channels, to_mode
+from .interface_it3 import IdempotentModel
 from .remote_code_it3 import is_remote_code
 
 
@@ -84,7 +85,9 @@ class IT3Pipeline(ImageClassificationPipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
     # Otherwise the code of a repository is taken for a video processor's, and has to be trusted.
-    _load_video_processor = False
+    _load_video_processor: Any = False
+
+    model: IdempotentModel
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._adapters: list[tuple[AdaptationConfig, TestTimeAdapter]] = []
@@ -103,12 +106,12 @@ class IT3Pipeline(ImageClassificationPipeline):
 
     def _sanitize_parameters(
         self,
-        adapt: bool | None = None,
-        return_idempotence: bool | None = None,
-        return_unadapted: bool | None = None,
         top_k: Any = _NOT_GIVEN,
         function_to_apply: Any = None,
         timeout: float | None = None,
+        adapt: bool | None = None,
+        return_idempotence: bool | None = None,
+        return_unadapted: bool | None = None,
         **overrides: Any,
     ) -> tuple[dict, dict, dict]:
         preprocess, _, postprocess = super()._sanitize_parameters(None, function_to_apply, timeout)
@@ -126,7 +129,8 @@ class IT3Pipeline(ImageClassificationPipeline):
                 postprocess[name] = value
         return preprocess, forward, postprocess
 
-    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
+    # The hints of `Pipeline` ask for more than its image pipeline takes; the methods here follow the latter.
+    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Classifies images.
 
         Args:
@@ -175,7 +179,7 @@ class IT3Pipeline(ImageClassificationPipeline):
             return (_Numbered(image, position) for position, image in enumerate(inputs)), True
         return inputs, False
 
-    def preprocess(self, image: Any, timeout: float | None = None) -> Any:
+    def preprocess(self, image: Any, timeout: float | None = None) -> Any:  # type: ignore[override]
         """Loads one image and runs the image processor; errors name the image and, in a collection, its position."""
         position = None
         if isinstance(image, _Numbered):
@@ -183,6 +187,8 @@ class IT3Pipeline(ImageClassificationPipeline):
         given = _describe(image)
         try:
             loaded = self._load(_image_of(image), timeout)
+            if self.image_processor is None:
+                raise ValueError("the pipeline has no image processor; pass image_processor=...")
             inputs = self.image_processor(images=loaded, return_tensors="pt")
         except Exception as error:
             # Of many kinds: PIL reports some broken files as SyntaxError, the HTTP client has errors of its own.
@@ -207,7 +213,7 @@ class IT3Pipeline(ImageClassificationPipeline):
             raise TypeError("an image must be a path, a URL, a base64 string, a PIL image, an array or a tensor")
         return to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
 
-    def _forward(
+    def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, Tensor], adapt: bool = True, overrides: dict[str, Any] | None = None
     ) -> dict[str, Tensor]:
         pixel_values = model_inputs["pixel_values"]
@@ -236,20 +242,22 @@ class IT3Pipeline(ImageClassificationPipeline):
             save_directory (`str` or `PathLike`): where to save.
             kwargs: as in `save_pretrained` of the model, `include_code` and `delta` for instance.
         """
-        self.image_processor.save_pretrained(save_directory)
+        if self.image_processor is not None:
+            self.image_processor.save_pretrained(save_directory)
         self.model.save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Pushes model, image processor and model card to the Hub, in one commit; see `push_to_hub` of the model."""
         if is_remote_code(self):
-            return super().push_to_hub(repo_id, **kwargs)
+            # A copied function, which the type checker takes for an object without `self`.
+            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
         return self.model.push_to_hub(repo_id, image_processor=self.image_processor, **kwargs)
 
     def adapter(self, **overrides: Any) -> TestTimeAdapter:
         """The adapter behind the calls of this pipeline, to `reset()` a stream or take its `adapted_model()`."""
         return self._adapter({**self._forward_params.get("overrides", {}), **overrides})
 
-    def postprocess(
+    def postprocess(  # type: ignore[override]
         self,
         model_outputs: dict[str, Tensor],
         function_to_apply: Any = None,

@@ -397,6 +397,10 @@ class TestBadInput:
         with pytest.raises(ValueError, match="the pipeline needs images"):
             classifier()
 
+    def test_without_an_image_processor_it_asks_for_one(self, model, pictures):
+        with pytest.raises(ValueError, match="the pipeline has no image processor; pass image_processor="):
+            IT3Pipeline(model=model)(pictures[0])
+
     def test_a_data_set_with_splits_is_refused(self, classifier, digits):
         with pytest.raises(ValueError, match="the data set has the splits train, test; pass one of them"):
             classifier(digits)
