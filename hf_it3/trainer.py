@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from .adaptation_it3 import TestTimeAdapter
 from .calibration import CalibrationResult, calibrate_trainer, check_trainer
 from .data import IMAGE_COLUMNS, LABEL_COLUMNS, ImageCollator, image_processor_for
 from .gate_it3 import idempotence_distances
+from .interface_it3 import idempotent_model
 from .metrics import classification_metrics
-from .shell_it3 import norm_parameter_names, unwrap
+from .shell_it3 import norm_parameter_names
 from .trainer_hub import TrainerHubMixin
 from .training_arguments import IT3TrainingArguments
 
@@ -62,6 +64,9 @@ class IT3Trainer(TrainerHubMixin, Trainer):
     ```
     """
 
+    args: IT3TrainingArguments
+    _signature_columns: Any  # transformers declares its first value, None, and no type
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -75,13 +80,13 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         **kwargs: Any,
     ):
         args = _with_our_arguments(args)
-        config = getattr(model, "config", None)
-        if model is not None and not hasattr(config, "adaptation"):
-            raise TypeError(
-                f"IT3Trainer trains models that take a label signal, got {type(model).__name__}; wrap it with "
-                "IT3ForImageClassification.from_backbone"
-            )
-        if config is not None:
+        if model is not None:
+            config: Any = getattr(model, "config", None)
+            if not hasattr(config, "adaptation"):
+                raise TypeError(
+                    f"IT3Trainer trains models that take a label signal, got {type(model).__name__}; wrap it with "
+                    "IT3ForImageClassification.from_backbone"
+                )
             processing_class = processing_class or image_processor_for(config)
             if data_collator is None:
                 data_collator = ImageCollator(
@@ -112,7 +117,7 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         self._loss_sums = dict.fromkeys(_LOSSES, 0.0)
         self._loss_count = 0
 
-    def train(self, *args: Any, **kwargs: Any):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains as `Trainer.train` does, then measures the clean reference distance and calibrates if asked to."""
         if self.calibrate:
             check_trainer(self)
@@ -136,7 +141,7 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         optimizer = super().create_optimizer(*args, **kwargs)
         rate = self.args.embedder_learning_rate
         if is_new and rate is not None:
-            embedder = {id(parameter) for parameter in unwrap(self.model).embedder.parameters()}
+            embedder = {id(parameter) for parameter in idempotent_model(self.model).embedder.parameters()}
             groups = []
             for group in optimizer.param_groups:
                 ours = [parameter for parameter in group["params"] if id(parameter) in embedder]
@@ -146,7 +151,13 @@ class IT3Trainer(TrainerHubMixin, Trainer):
             optimizer.param_groups[:] = groups
         return optimizer
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
         """The model's loss; in training, both of its parts are remembered for the next log entry."""
         if "labels" not in inputs:
             raise ValueError(
@@ -170,7 +181,9 @@ class IT3Trainer(TrainerHubMixin, Trainer):
             self._loss_count = 0
         super().log(logs, *args, **kwargs)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Evaluates as `Trainer.evaluate` does; with `eval_adapted`, once more with test-time adaptation.
 
         The adapted metrics are named `{prefix}_adapted_{metric}`. Images adapt together by evaluation batches.
@@ -181,8 +194,8 @@ class IT3Trainer(TrainerHubMixin, Trainer):
             metrics.update(self._evaluate_adapted(eval_dataset, ignore_keys, f"{metric_key_prefix}_adapted"))
         return metrics
 
-    def _evaluate_adapted(self, eval_dataset, ignore_keys, prefix: str) -> dict[str, float]:
-        self._adapter = TestTimeAdapter(unwrap(self.model))
+    def _evaluate_adapted(self, eval_dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
+        self._adapter = TestTimeAdapter(idempotent_model(self.model))
         try:
             output = self.evaluation_loop(
                 self.get_eval_dataloader(eval_dataset),
@@ -194,12 +207,20 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         finally:
             self._adapter = None
         metrics = {
-            name: value for name, value in output.metrics.items() if not name.endswith("model_preparation_time")
+            name: value
+            for name, value in (output.metrics or {}).items()
+            if not name.endswith("model_preparation_time")
         }
         self.log(metrics)
         return metrics
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """One evaluation step, with or without adaptation."""
         if self._adapter is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
@@ -208,7 +229,7 @@ class IT3Trainer(TrainerHubMixin, Trainer):
             output = self._adapter(inputs["pixel_values"])
         return None, output.logits, inputs.get("labels")
 
-    def measure_reference_distance(self, dataset: Any = None) -> dict[str, float]:
+    def measure_reference_distance(self, dataset: Any = None) -> dict[str, Any]:
         """Measures mean and standard deviation of the idempotence distance of clean images into the model's config.
 
         Args:
@@ -218,7 +239,7 @@ class IT3Trainer(TrainerHubMixin, Trainer):
             `reference_distance` as stored in the config.
         """
         dataset = self.train_dataset if dataset is None else dataset
-        model = unwrap(self.model)
+        model = idempotent_model(self.model)
         was_training = model.training
         model.eval()
         batches = self.get_test_dataloader(_first(dataset, self.args.reference_images))
@@ -233,11 +254,11 @@ class IT3Trainer(TrainerHubMixin, Trainer):
                 collected.append(self.accelerator.gather_for_metrics(distances).double().cpu())
         finally:
             model.train(was_training)
-        distances: Tensor = torch.cat(collected)
+        measured = torch.cat(collected)
         model.config.reference_distance = {
-            "mean": distances.mean().item(),
-            "std": distances.std().item() if len(distances) > 1 else 0.0,
-            "num_images": len(distances),
+            "mean": measured.mean().item(),
+            "std": measured.std().item() if len(measured) > 1 else 0.0,
+            "num_images": len(measured),
             "distance": model.config.distance if isinstance(model.config.distance, str) else None,
         }
         return model.config.reference_distance

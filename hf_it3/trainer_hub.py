@@ -2,19 +2,22 @@
 
 from typing import Any
 
+from transformers import Trainer
 from transformers.utils import logging
 from transformers.utils.hub import hf_api
 
 from .hub import push_directory
+from .interface_it3 import idempotent_model
 from .model_card import public_id, write_model_card
-from .shell_it3 import unwrap
 
 
 logger = logging.get_logger(__name__)
 
 
-class TrainerHubMixin:
+class TrainerHubMixin(Trainer):
     """What [`IT3Trainer`] adds to the model card and the push of `Trainer`."""
+
+    hub_model_id: Any  # transformers declares its first value, None, and no type
 
     def create_model_card(
         self,
@@ -44,7 +47,7 @@ class TrainerHubMixin:
         if not self.is_world_process_zero():
             return
         names = [dataset] if isinstance(dataset, str) else list(dataset or ())
-        given = {
+        given: dict[str, Any] = {
             "language": language,
             "license": license,
             "base_model": finetuned_from,
@@ -56,7 +59,7 @@ class TrainerHubMixin:
         }
         given = {name: value for name, value in given.items() if value is not None}
         try:
-            write_model_card(self.args.output_dir, unwrap(self.model), **given)
+            write_model_card(self.args.output_dir, idempotent_model(self.model), **given)
         except ValueError as error:
             logger.warning(f"No model card was written: {error}")
 
@@ -92,7 +95,7 @@ class TrainerHubMixin:
             return None
         self.create_model_card(**{"model_name": self.hub_model_id, **kwargs})
         self._finish_current_push()
-        arguments = {
+        arguments: dict[str, Any] = {
             "private": private,
             "token": token,
             "revision": revision or self.args.hub_revision,

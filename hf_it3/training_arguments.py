@@ -1,6 +1,7 @@
 """Arguments of IT3Trainer."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -46,13 +47,13 @@ class IT3TrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Column of the labels; by default 'label', 'labels' or 'fine_label'."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.reference_images < 0:
             raise ValueError(f"reference_images must be an integer >= 0, got {self.reference_images}")
         if self.embedder_learning_rate is not None and not self.embedder_learning_rate > 0:
             raise ValueError(f"embedder_learning_rate must be a number > 0, got {self.embedder_learning_rate}")
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # `Trainer` pickles the arguments into the output directory, where the token must not go.
         return {**vars(self), "hub_token": None}
