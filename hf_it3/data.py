@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers import AutoImageProcessor
 
+from .configuration_it3 import IT3Config
 from .image_processing_it3 import IT3ImageProcessor
 from .modeling_it3 import check_label_range
 
@@ -17,7 +18,7 @@ IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
-def load_digits(test_size: int = 500):
+def load_digits(test_size: int = 500) -> Any:
     """Scikit-learn's bundled handwritten digits: 1,797 real grey images of 8x8 pixels, without any network.
 
     Args:
@@ -56,7 +57,7 @@ def load_digits(test_size: int = 500):
     return DatasetDict(splits)
 
 
-def load_images(name_or_path: str, config_name: str | None = None, streaming: bool = False):
+def load_images(name_or_path: str, config_name: str | None = None, streaming: bool = False) -> Any:
     """A data set of images by name: `"digits"`, a Hub name, a local data set, or a folder of images.
 
     Raises:
@@ -158,7 +159,7 @@ class ImageCollator:
         return tensor
 
 
-def image_processor_for(config: PreTrainedConfig):
+def image_processor_for(config: IT3Config) -> Any:
     """The image processor of the wrapped checkpoint, or one made from the backbone's image size and channels."""
     backbone = config.backbone_config
     for name in (config.name_or_path, backbone.name_or_path):

@@ -10,6 +10,7 @@ from evaluate.evaluator import SUPPORTED_EVALUATOR_TASKS, ImageClassificationEva
 from transformers import PreTrainedModel, pipeline
 
 from .data import image_processor_for
+from .interface_it3 import idempotent_model
 from .metrics import IT3Metric
 from .pipeline_it3 import IT3Pipeline
 from .registration import TASK
@@ -57,7 +58,7 @@ class IT3ImageClassificationEvaluator(ImageClassificationEvaluator):
         if isinstance(model_or_pipeline, str):
             model_or_pipeline = pipeline(self.task, model=model_or_pipeline, device=device)
         elif isinstance(model_or_pipeline, PreTrainedModel):
-            processor = feature_extractor or image_processor_for(model_or_pipeline.config)
+            processor = feature_extractor or image_processor_for(idempotent_model(model_or_pipeline).config)
             model_or_pipeline = pipeline(self.task, model=model_or_pipeline, image_processor=processor, device=device)
         pipe = self._checked(model_or_pipeline)
         self._label2id = {name: number for number, name in pipe.model.config.id2label.items()}

@@ -10,6 +10,7 @@ from ..adaptation_config_it3 import SCOPES, AdaptationConfig
 from ..adaptation_it3 import TestTimeAdapter
 from ..evaluation.images import ImageSource, Normalization
 from ..evaluation.inputs import load_model
+from ..interface_it3 import IdempotentModel
 from .grid import do_nothing
 from .images import HeldOutImages, calibration_conditions
 from .report import CalibrationResult
@@ -96,50 +97,50 @@ def calibrate(
     if isinstance(model, str):
         raise TypeError(f"model={model!r} is a name; load it with IT3ForImageClassification.from_pretrained")
     loaded = load_model(model, image_processor)
-    model = loaded.model
-    conditions = calibration_conditions(model, corruptions, severity)
-    own = _own_settings(model.config.adaptation, scope, batch_size)
+    inner = loaded.model
+    conditions = calibration_conditions(inner, corruptions, severity)
+    own = _own_settings(inner.config.adaptation, scope, batch_size)
     _check_numbers(num_samples, max_clean_loss)
     columns = {"image_column": image_column, "label_column": label_column}
-    source = ImageSource(dataset, loaded.image_processor, model.config, **columns, num_samples=num_samples)
+    source = ImageSource(dataset, loaded.image_processor, inner.config, **columns, num_samples=num_samples)
     normalization = Normalization(loaded.image_processor)
-    first = next(model.parameters())
+    first = next(inner.parameters())
     images = HeldOutImages(source, normalization, conditions, own.batch_size, seed, first)
     reference = images
     if reference_dataset is not None:
         # Labels are not needed, but a data set of labelled images is what there usually is.
         source = ImageSource(
-            reference_dataset, loaded.image_processor, model.config, **columns, num_samples=_REFERENCE_IMAGES
+            reference_dataset, loaded.image_processor, inner.config, **columns, num_samples=_REFERENCE_IMAGES
         )
         reference = HeldOutImages(source, normalization, conditions[:1], own.batch_size, seed, first)
-    was_training, old_reference = model.training, model.config.reference_distance
-    model.eval()
+    was_training, old_reference = inner.training, inner.config.reference_distance
+    inner.eval()
     try:
         # The gates of the search need the new reference, which an interrupted search takes back.
-        model.config.reference_distance = _reference_distance(model, own, reference)
-        search = Search(model, own, images, max_clean_loss, show_progress)
+        inner.config.reference_distance = _reference_distance(inner, own, reference)
+        search = Search(inner, own, images, max_clean_loss, show_progress)
         baseline, chosen = search.run()
         result = CalibrationResult(
             own=own,
             baseline=baseline,
             chosen=chosen,
             trials=search.trials,
-            corruptions=[condition.corruption for condition in conditions[1:]],
+            corruptions=[condition.corruption for condition in conditions if condition.corruption is not None],
             severity=severity,
             max_clean_loss=max_clean_loss,
             seed=seed,
-            reference_distance=model.config.reference_distance,
+            reference_distance=inner.config.reference_distance,
         )
     except BaseException:
-        model.config.reference_distance = old_reference
+        inner.config.reference_distance = old_reference
         raise
     finally:
-        model.train(was_training)
-    result.apply(model.config)
+        inner.train(was_training)
+    result.apply(inner.config)
     return result
 
 
-def _reference_distance(model: nn.Module, own: AdaptationConfig, images: HeldOutImages) -> dict[str, Any]:
+def _reference_distance(model: IdempotentModel, own: AdaptationConfig, images: HeldOutImages) -> dict[str, Any]:
     """Mean and standard deviation of the distance on clean images, that of the settings if they have one."""
     adapter = TestTimeAdapter(model, do_nothing(own).replace(gate=None, scope="batch"))
     clean = images.batches(images.conditions[0], images.num_batches)

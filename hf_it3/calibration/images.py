@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..evaluation.conditions import Condition, make_conditions, parse_corruptions
 from ..evaluation.images import ImageBatch, ImageSource, Normalization
+from ..interface_it3 import IdempotentModel
 
 
 # One of each kind: noise, blur, contrast or occlusion, geometry. All are fast to compute.
@@ -19,7 +20,7 @@ DEFAULT_CORRUPTIONS = {
 _CACHE_BYTES = 2**30
 
 
-def calibration_conditions(model: nn.Module, corruptions: Any, severity: int) -> list[Condition]:
+def calibration_conditions(model: IdempotentModel, corruptions: Any, severity: int) -> list[Condition]:
     """The clean images and the corruptions."""
     channels = getattr(model.config.backbone_config, "num_channels", 3)
     if channels not in DEFAULT_CORRUPTIONS:
@@ -63,9 +64,8 @@ class HeldOutImages:
         self.batch_size = batch_size
         self.seed = seed
         self.like = like
-        self.num_images = source.num_images
-        if source.is_streaming:
-            self.num_images = sum(len(batch.labels) for batch in self._read())
+        known = None if source.is_streaming else source.num_images
+        self.num_images = sum(len(batch.labels) for batch in self._read()) if known is None else known
         if self.num_images < 2:
             raise ValueError(f"calibration needs held-out images, better some thousands, got {self.num_images}")
         self._cache: dict[str, list[tuple[Tensor, Tensor]]] = {}

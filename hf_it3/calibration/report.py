@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from ..adaptation_config_it3 import AdaptationConfig
+from ..configuration_it3 import IT3Config
 from ..evaluation.conditions import CLEAN
 from ..evaluation.storage import write_atomically
 from ..plotting import new_figure
@@ -118,7 +118,7 @@ class CalibrationResult:
         """Whether any settings beat doing nothing."""
         return self.chosen is not self.baseline
 
-    def apply(self, config: PreTrainedConfig) -> None:
+    def apply(self, config: IT3Config) -> None:
         """Writes settings, clean reference and names of the corruptions into a model's configuration."""
         config.adaptation = self.settings.replace()
         config.reference_distance = dict(self.reference_distance)

@@ -3,12 +3,12 @@
 import math
 
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from ..adaptation_config_it3 import AdaptationConfig
 from ..adaptation_it3 import TestTimeAdapter
 from ..evaluation.conditions import CLEAN
+from ..interface_it3 import IdempotentModel
 from .grid import do_nothing, make_stages
 from .images import HeldOutImages
 from .report import Trial
@@ -26,7 +26,7 @@ class Search:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: IdempotentModel,
         own: AdaptationConfig,
         images: HeldOutImages,
         max_clean_loss: float,
@@ -65,8 +65,9 @@ class Search:
             bar.total = bar.n
             bar.refresh()
         best = self._best(finalists)
-        is_better = best is not None and best.mean_accuracy > baseline.mean_accuracy
-        return baseline, best if is_better else baseline
+        if best is None or not best.mean_accuracy > baseline.mean_accuracy:
+            return baseline, baseline
+        return baseline, best
 
     @staticmethod
     def _best(trials: list[Trial]) -> Trial | None:

@@ -6,7 +6,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..evaluation.processes import on_main_process
-from ..shell_it3 import unwrap
+from ..interface_it3 import idempotent_model
 from .calibrate import calibrate
 from .images import calibration_conditions
 from .report import CalibrationResult
@@ -37,7 +37,7 @@ def check_trainer(trainer: Any) -> None:
             "calibrate=True needs the whole model in one process, which FSDP and DeepSpeed do not keep; run "
             "hf-it3 calibrate after training"
         )
-    calibration_conditions(unwrap(trainer.model), None, 3)
+    calibration_conditions(idempotent_model(trainer.model), None, 3)
 
 
 def calibrate_trainer(trainer: Any) -> CalibrationResult:
@@ -46,7 +46,7 @@ def calibrate_trainer(trainer: Any) -> CalibrationResult:
     Every process ends with the same configuration. The report goes to `calibration/` in the trainer's output folder.
     """
     check_trainer(trainer)
-    arguments, model = trainer.args, unwrap(trainer.model)
+    arguments, model = trainer.args, idempotent_model(trainer.model)
 
     def run() -> CalibrationResult:
         result = calibrate(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 
+from ..configuration_it3 import IT3Config
 from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, ImageCollator, find_column
 
 
@@ -99,7 +99,7 @@ class ImageSource:
         self,
         dataset: Any,
         image_processor: Any,
-        config: PreTrainedConfig,
+        config: IT3Config,
         image_column: str | None = None,
         label_column: str | None = None,
         num_samples: int | None = None,
@@ -129,8 +129,8 @@ class ImageSource:
     def sample(self) -> np.ndarray:
         """Positions in the data set of the images that are used, rising."""
         positions = np.arange(len(self.dataset))
-        if self.num_images < len(positions):
-            positions = np.sort(np.random.default_rng(_SAMPLE_SEED).permutation(positions)[: self.num_images])
+        if self.num_samples is not None and self.num_samples < len(positions):
+            positions = np.sort(np.random.default_rng(_SAMPLE_SEED).permutation(positions)[: self.num_samples])
         return positions
 
     def order(self, order: str, seed: int) -> np.ndarray:
@@ -171,7 +171,9 @@ class ImageSource:
                 index = positions[start : start + batch_size]
                 yield ImageBatch(number, index, *self._read(index))
 
-    def _streamed_batches(self, order, seed, batch_size, wanted) -> Iterator[ImageBatch]:
+    def _streamed_batches(
+        self, order: str, seed: int, batch_size: int, wanted: Callable[[int], bool]
+    ) -> Iterator[ImageBatch]:
         if order == "class-sorted":
             raise ValueError("order='class-sorted' needs a data set of known length; this one is streamed")
         rows = enumerate(self.dataset if self.num_samples is None else _take(self.dataset, self.num_samples))
@@ -211,7 +213,7 @@ class ImageSource:
         return batch["pixel_values"], labels
 
 
-def _label_map(dataset: Any, label_column: str, config: PreTrainedConfig) -> list[int] | None:
+def _label_map(dataset: Any, label_column: str, config: IT3Config) -> list[int] | None:
     """For each class of the data set its index in the model, or `None` where they agree or have other names."""
     features = getattr(dataset, "features", None) or {}
     names = getattr(features.get(label_column), "names", None)

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoImageProcessor
 
 from ..data import image_processor_for, load_images
+from ..interface_it3 import IdempotentModel, idempotent_model
 from ..modeling_it3 import IT3ForImageClassification
-from ..shell_it3 import unwrap
 from .conditions import split_names
 from .processes import process_state
 
@@ -21,7 +21,7 @@ class LoadedModel:
     """A model in eval mode on its device, its image processor and the name it was given by."""
 
     name: str
-    model: nn.Module
+    model: IdempotentModel
     image_processor: Any
 
 
@@ -52,12 +52,7 @@ def load_model(
             revision_argument = {} if revision is None else {"revision": revision}
             image_processor = AutoImageProcessor.from_pretrained(name, **revision_argument)
     else:
-        model = unwrap(model)
-        if not hasattr(model, "embedder"):
-            raise TypeError(
-                f"{type(model).__name__} takes no label signal; wrap it with IT3ForImageClassification.from_backbone "
-                "and train it with IT3Trainer"
-            )
+        model = idempotent_model(model)
         name = model.config.name_or_path or type(model).__name__
         if image_processor is None:
             image_processor = image_processor_for(model.config)
@@ -88,7 +83,8 @@ def load_subsets(
     """
     if not isinstance(dataset, (str, Mapping)):
         return {None: dataset}
-    splits, configs = split_names(split), split_names(config_name) or [None]
+    splits = split_names(split)
+    configs: Sequence[str | None] = split_names(config_name) or [None]
     if isinstance(dataset, Mapping) and not _is_dataset_dict(dataset):
         return dict(dataset)
     subsets: dict[str | None, Any] = {}
@@ -97,8 +93,8 @@ def load_subsets(
         for one in splits:
             if one not in loaded:
                 raise ValueError(f"the data set has no split {one!r}; its splits are {', '.join(map(str, loaded))}")
-            names = [*([config] if len(configs) > 1 else []), *([one] if len(splits) > 1 else [])]
-            subsets["/".join(names) or None] = loaded[one]
+            names = (config if len(configs) > 1 else None, one if len(splits) > 1 else None)
+            subsets["/".join(filter(None, names)) or None] = loaded[one]
     return subsets
 
 

@@ -86,7 +86,7 @@ class Outcomes:
 class Collector:
     """Collects the answers of one process batch by batch, and joins those of all processes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.images: list[dict[str, np.ndarray]] = []
         self.answers: dict[str, list[dict[str, np.ndarray]]] = {}
         self._running: dict[str, list[int]] = {}
@@ -94,9 +94,9 @@ class Collector:
     def add_images(self, index: np.ndarray, condition: np.ndarray, label: Tensor, distance: Tensor) -> None:
         """Notes a batch of B images: arrays of shape (B,)."""
         # A distance that is not a number says that the model is as unsure as can be.
-        distance = distance.float().nan_to_num(nan=float("inf")).cpu().numpy()
+        distances = distance.float().nan_to_num(nan=float("inf")).cpu().numpy()
         self.images.append(
-            {"index": index, "condition": condition, "label": label.cpu().numpy(), "distance": distance}
+            {"index": index, "condition": condition, "label": label.cpu().numpy(), "distance": distances}
         )
 
     def add_answers(self, method: str, index: np.ndarray, logits: Tensor, label: Tensor, adapted: Tensor) -> None:

@@ -104,7 +104,7 @@ def _gains(results: RobustnessResults, axes: Axes) -> bool:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("accuracy gain over no adaptation, points (95% interval over images)")
     axes.legend(fontsize="small")
-    axes.figure.set_size_inches(8, 1.5 + 0.16 * len(groups) * (len(adapted) + 1))
+    axes.figure.figure.set_size_inches(8, 1.5 + 0.16 * len(groups) * (len(adapted) + 1))
     return True
 
 
@@ -161,7 +161,7 @@ def _distances(results: RobustnessResults, axes: Axes) -> bool:
     for side, name, colour in zip(values, ("clean", "shifted"), (_CLEAN_COLOUR, _SHIFTED_COLOUR), strict=True):
         if len(side):
             weights = np.full(len(side), 100 / len(side))
-            axes.hist(side, bins, weights=weights, color=colour, alpha=0.6, label=f"{name} images")
+            axes.hist(side, bins.tolist(), weights=weights, color=colour, alpha=0.6, label=f"{name} images")
             axes.axvline(side.mean(), color=colour, linestyle="--", linewidth=1.2, label=f"mean of {name}")
     gates = [gate for gate in results.gates if gate is not None and gate["gate"] is not None]
     if gates:

@@ -156,12 +156,14 @@ def evaluate_robustness(
         tracker = Tracker(report_to, str(output_dir or "."), run_name)
     evaluation = Evaluation(results, loaded, by_model, subsets, seeds, folder, tracker, show_progress)
     evaluation.run(num_samples=num_samples, image_column=image_column, label_column=label_column)
-    if folder is not None and plots and process_state().is_main_process:
+    if output_dir is not None and plots and process_state().is_main_process:
         results.save_plots(Path(output_dir) / "plots")
     return results
 
 
-def _check_arguments(models, order, batch_size, num_samples, seeds) -> None:
+def _check_arguments(
+    models: Sequence[Any], order: str, batch_size: int | None, num_samples: int | None, seeds: list[int]
+) -> None:
     if order not in ORDERS:
         raise ValueError(f"order={order!r} must be one of {', '.join(ORDERS)}")
     for name, value in (("batch_size", batch_size), ("num_samples", num_samples)):
@@ -173,7 +175,9 @@ def _check_arguments(models, order, batch_size, num_samples, seeds) -> None:
         raise ValueError(f"seeds={seeds!r} must be one or more different integers >= 0")
 
 
-def _conditions(loaded: list[LoadedModel], corruptions, severities, subsets) -> list[Condition]:
+def _conditions(
+    loaded: list[LoadedModel], corruptions: Any, severities: Any, subsets: list[str | None]
+) -> list[Condition]:
     channels = [getattr(one.model.config.backbone_config, "num_channels", 3) for one in loaded]
     chosen = [parse_corruptions(corruptions, number) for number in channels]
     if any(names != chosen[0] for names in chosen):

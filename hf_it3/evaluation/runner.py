@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..adaptation_it3 import TestTimeAdapter
+from ..interface_it3 import IdempotentModel
 from ..objective_it3 import IdempotenceDistance, predict
 from .conditions import Condition
 from .images import ImageBatch, ImageSource, Normalization
@@ -48,7 +49,7 @@ class Runner:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: IdempotentModel,
         image_processor: Any,
         sources: dict[str | None, ImageSource],
         conditions: Sequence[Condition],

@@ -1,7 +1,7 @@
 """From outcomes of single images to the figures of the report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def method_scores(outcomes: Outcomes, method: str) -> dict[str, float]:
     }
 
 
-def distance_scores(outcomes: Outcomes, clean: Outcomes | None) -> dict[str, float | None]:
+def distance_scores(outcomes: Outcomes, clean: Outcomes | None) -> dict[str, float]:
     """What the idempotence distance of the unadapted model tells: errors, and shift against the clean images."""
     right = outcomes.correct(UNADAPTED)
     scores = {
@@ -54,7 +54,7 @@ def distance_scores(outcomes: Outcomes, clean: Outcomes | None) -> dict[str, flo
 
 def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float | None]:
     """Means over runs; `None` where no run has a defined value."""
-    means = {}
+    means: dict[str, float | None] = {}
     for name in scores[0]:
         defined = [run[name] for run in scores if math.isfinite(run[name])]
         means[name] = float(np.mean(defined)) if defined else None
@@ -80,8 +80,8 @@ def condition_scores(runs: Sequence[RunOutcomes], conditions: Sequence[Condition
     done = [run for run in runs if number in run]
     outcomes = [run[number] for run in done]
     clean = _clean_number(conditions, condition)
-    clean_outcomes = [run.get(clean) if clean != number else None for run in done]
-    methods = {}
+    clean_outcomes = [None if clean is None or clean == number else run.get(clean) for run in done]
+    methods: dict[str, dict[str, Any]] = {}
     for method in dict.fromkeys(name for one in outcomes for name in one.methods):
         with_method = [one for one in outcomes if method in one.methods]
         scores = [method_scores(one, method) for one in with_method]
@@ -154,6 +154,6 @@ def _errors(scores: Sequence[dict[str, Any]], method: str) -> dict[str, dict[int
     return errors
 
 
-def reference_errors_of(results: dict[str, Any]) -> dict[str, dict[int, float]]:
+def reference_errors_of(results: Mapping[str, Any]) -> dict[str, dict[int, float]]:
     """Error rates of the unadapted model in a `results.json`, for mean corruption errors relative to it."""
     return _errors([score for score in results["conditions"] if not score["is_clean"]], UNADAPTED)

@@ -66,7 +66,7 @@ class ResultsFolder:
 
     def load(self, run: int) -> tuple[list[Outcomes], dict[str, Any] | None]:
         """The outcomes of the passes of a run that are done, and the state of its streams after them."""
-        passes = []
+        passes: list[Outcomes] = []
         while (path := self._pass_path(run, len(passes))).exists():
             with np.load(path, allow_pickle=False) as arrays:
                 passes.append(Outcomes.from_arrays({name: arrays[name] for name in arrays.files}))
@@ -82,7 +82,8 @@ class ResultsFolder:
             torch.save(stream_state, buffer)
             write_atomically(self._state_path(run, number), buffer.getvalue())
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **outcomes.to_arrays())
+        arrays: dict[str, Any] = outcomes.to_arrays()
+        np.savez_compressed(buffer, **arrays)
         write_atomically(self._pass_path(run, number), buffer.getvalue())
         self._state_path(run, number - 1).unlink(missing_ok=True)
 

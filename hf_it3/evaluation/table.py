@@ -95,17 +95,18 @@ def _conclusions(results: "RobustnessResults") -> list[str]:
         lines.append(f"{method}: mean gain in points (95% interval over images) {gains}")
         if summary["does_not_help"]:
             lines.append(f"  does not help on {_grouped(results, summary['does_not_help'])}")
-    for method, summary in results.overall.items():
-        if "relative_mean_corruption_error" in summary:
-            value = 100 * summary["relative_mean_corruption_error"]
-            lines.append(f"{method}: mCE {value:.1f}% relative to {results.reference['name']}")
+    if results.reference is not None:
+        for method, summary in results.overall.items():
+            if "relative_mean_corruption_error" in summary:
+                value = 100 * summary["relative_mean_corruption_error"]
+                lines.append(f"{method}: mCE {value:.1f}% relative to {results.reference['name']}")
     return lines
 
 
 def _grouped(results: "RobustnessResults", names: list[str]) -> str:
     """Conditions by corruption with their severities, `fog (1, 2), blur`; a corruption at all severities alone."""
     short = short_names([condition.group for condition in results.conditions])
-    groups: dict[str, list[int]] = {}
+    groups: dict[str, list[int | None]] = {}
     all_severities: dict[str, int] = {}
     for condition in results.conditions:
         severities = groups.setdefault(condition.group, [])
