@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from .adaptation_it3 import TestTimeAdapter
 from .data import ImageCollator, image_processor_for, load_images
+from .interface_it3 import IdempotentModel
 from .model_card import write_model_card
 from .modeling_it3 import IT3ForImageClassification
 
@@ -22,7 +23,7 @@ def adapt_to_images(
     split: str = "test",
     description: str | None = None,
     **overrides: Any,
-) -> IT3ForImageClassification:
+) -> IdempotentModel:
     """Adapts a model to images as one stream, batch after batch.
 
     Args:
@@ -47,11 +48,11 @@ def adapt_to_images(
         adapter(batch)
     adapted = adapter.adapted_model()
     adapted._image_processor = collator.image_processor
-    adapted.config.base_model["data"] = description or source
+    adapted.config.base_model = {**(adapted.config.base_model or {}), "data": description or source}
     return adapted
 
 
-def save_adapted(model: IT3ForImageClassification, directory: Any, **kwargs: Any) -> Path:
+def save_adapted(model: IdempotentModel, directory: Any, **kwargs: Any) -> Path:
     """Saves an adapted model with its image processor and card.
 
     Args:

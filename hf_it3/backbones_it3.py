@@ -2,7 +2,8 @@
 
 import copy
 import os
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -39,6 +40,10 @@ class ModuleConfig(PreTrainedConfig):
 
     model_type = "it3_module"
 
+    if TYPE_CHECKING:
+        # A property, which checkers do not expect among the arguments.
+        num_labels: int = 2
+
 
 class UncachedBiases:
     """Looks up the attention biases of LeViT and its relatives anew in every pass.
@@ -50,7 +55,7 @@ class UncachedBiases:
     """
 
     def __init__(self, attention: nn.Module):
-        self.attention = attention
+        self.attention: Any = attention
 
     def __call__(self, device: torch.device) -> Tensor:
         """Biases of shape `(heads, queries, keys)`."""
@@ -59,7 +64,8 @@ class UncachedBiases:
 
 def drop_weight_caches(backbone: nn.Module) -> None:
     """Keeps the backbone's layers from remembering values computed from weights, in place."""
-    for module in backbone.modules():
+    modules: Iterable[Any] = backbone.modules()
+    for module in modules:
         if hasattr(module, "attention_bias_cache") and hasattr(module, "attention_bias_idxs"):
             module.attention_bias_cache = {}
             module.get_attention_biases = UncachedBiases(module)
@@ -84,7 +90,7 @@ class HeadlessClassifier(nn.Module):
         self.model = model
         self.classifier = nn.Linear(_feature_size(model), num_labels)
 
-    def forward(self, pixel_values: Tensor, **kwargs) -> ImageClassifierOutput:
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> ImageClassifierOutput:
         """Logits of shape `(B, num_labels)` for images of shape `(B, C, H, W)`."""
         output = self.model(pixel_values, **kwargs)
         features = (
@@ -127,9 +133,10 @@ def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         if hasattr(transformers, architecture):
             return getattr(transformers, architecture)
     for mapping in (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING):
-        if type(config) in mapping:
-            found = mapping[type(config)]
-            return found[0] if isinstance(found, tuple) else found
+        found = mapping.get(type(config), None)
+        first = found[0] if isinstance(found, tuple) else found
+        if first is not None:
+            return first
     raise ValueError(f"no image classification model is known for backbone model_type={config.model_type!r}")
 
 
@@ -242,10 +249,9 @@ def _load(name: str, config_values: dict[str, Any], loading: dict[str, Any]) -> 
 
 def _mark_initialized(backbone: nn.Module) -> None:
     """Keeps `post_init` of the wrapping model from drawing new weights for a trained backbone."""
-    for module in backbone.modules():
-        module._is_hf_initialized = True
-    for tensor in (*backbone.parameters(), *backbone.buffers()):
-        tensor._is_hf_initialized = True
+    marked: Iterable[Any] = (*backbone.modules(), *backbone.parameters(), *backbone.buffers())
+    for part in marked:
+        part._is_hf_initialized = True
 
 
 def _module_config(module: nn.Module, config_values: dict[str, Any]) -> ModuleConfig:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 
 
 CARD_NAME = "README.md"
@@ -53,7 +53,7 @@ def merge_cards(existing: ModelCard, generated: ModelCard) -> ModelCard:
     return merged
 
 
-def _merge_metadata(existing: ModelCardData, generated: ModelCardData) -> ModelCardData:
+def _merge_metadata(existing: CardData, generated: CardData) -> ModelCardData:
     values = {**generated.__dict__, **{key: value for key, value in existing.__dict__.items() if value is not None}}
     for key, ours in generated.__dict__.items():
         theirs = existing.get(key)
@@ -79,7 +79,7 @@ def rename_card(card: ModelCard, model_id: str) -> ModelCard:
     body = body.replace(f'"{old}"', f'"{model_id}"').replace(f"# {old.split('/')[-1]}\n", f"# {_stem(model_id)}\n", 1)
     was_ours = found["metadata"] == _digest(card.data.to_dict())
     if renamed.data.get("model_name") == _stem(old):
-        renamed.data.model_name = _stem(model_id)
+        renamed.data["model_name"] = _stem(model_id)
     renamed.text = sign(body, model_id, renamed.data.to_dict() if was_ours else {})
     return renamed
 

@@ -21,7 +21,7 @@ _OWN_ARGUMENTS = ("config", "revision", "subfolder", "variant", "_commit_hash", 
 
 def is_delta(base_model: dict[str, Any] | None) -> bool:
     """Whether a saved configuration's `base_model` says that only changed weights are there."""
-    return bool(base_model) and base_model.get("weights") == "delta"
+    return base_model is not None and base_model.get("weights") == "delta"
 
 
 def load(model_class: type, load_whole: Callable, name: Any, args: tuple, kwargs: dict[str, Any]) -> tuple:
@@ -117,6 +117,8 @@ def _load_delta(
         raise ValueError(f"{name} holds changed weights only, but its config.json does not name base and revision")
     access = _of_hub(kwargs)
     file = cached_file(name, DELTA_NAME, **access)
+    if file is None:
+        raise OSError(f"{name} has no {DELTA_NAME}")
     config = kwargs.get("config")
     if not isinstance(config, PreTrainedConfig):
         config, kwargs = model_class.config_class.from_pretrained(name, return_unused_kwargs=True, **kwargs)

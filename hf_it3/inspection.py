@@ -1,5 +1,6 @@
 """What a model is made of, as far as the label signal and adaptation are concerned."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,7 +68,7 @@ def model_to_inspect(name_or_path: str, injection_layer: str | None = None, **hu
     """
     config = AutoConfig.from_pretrained(name_or_path, **hub)
     if not isinstance(config, IT3Config):
-        values = {} if injection_layer is None else {"injection_layer": injection_layer}
+        values: dict[str, Any] = {} if injection_layer is None else {"injection_layer": injection_layer}
         return IT3ForImageClassification.from_backbone(config, **values).eval()
     if injection_layer is not None:
         config.injection_layer, config.injection_channels = injection_layer, None
@@ -93,7 +94,9 @@ def inspect_model(
         layer for name, output in outputs.items() if all_layers and (layer := _describe(model.backbone, name, output))
     ]
     name = config.injection_layer
-    injection = _describe(model.backbone, name, outputs[name], config.injection_channels)
+    injection = None if name is None else _describe(model.backbone, name, outputs[name], config.injection_channels)
+    if injection is None:
+        raise ValueError(f"injection_layer={name!r} returns nothing that can take the label signal")
     return ModelDescription(
         backbone=type(model.backbone).__name__,
         num_labels=config.num_labels,
@@ -109,8 +112,8 @@ def _layer_outputs(model: IT3ForImageClassification, image_size: int | None) -> 
     """The first output of each layer of the backbone that runs."""
     outputs: dict[str, Any] = {}
 
-    def record(name: str):
-        def hook(module, inputs, output) -> None:
+    def record(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
             outputs.setdefault(name, output)
 
         return hook

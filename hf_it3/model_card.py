@@ -62,7 +62,7 @@ class ConditionResult:
     milliseconds_unadapted: float | None = None
     milliseconds_adapted: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in ("accuracy_unadapted", "accuracy_adapted"):
             value = getattr(self, field)
             if value is None and field == "accuracy_adapted":
@@ -75,7 +75,7 @@ class ConditionResult:
         """A result from a dictionary or dataclass that has at least the fields without default; others are ignored."""
         if isinstance(result, cls):
             return result
-        values = asdict(result) if is_dataclass(result) else dict(result)
+        values = asdict(result) if is_dataclass(result) and not isinstance(result, type) else dict(result)
         if missing := [name for name in ("name", "accuracy_unadapted", "accuracy_adapted") if name not in values]:
             raise ValueError(f"the result of a condition lacks {', '.join(missing)}; it has {', '.join(values)}")
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
@@ -156,7 +156,7 @@ def build_model_card(
         pipeline_tag="image-classification",
         tags=union(TAGS, [ADAPTED_TAG] if adapted else [], tags),
         base_model=public_id(base_model or _base_of(config)),
-        datasets=[dataset] if public_id(dataset) else None,
+        datasets=[dataset] if dataset is not None and public_id(dataset) else None,
         metrics=["accuracy"],
         model_name=_name(model_id) if results else None,
         eval_results=_eval_results(results, dataset, dataset_name) or None,

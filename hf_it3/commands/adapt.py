@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         description=arguments.description,
         **overrides,
     )
-    counts = model.config.base_model
+    counts = model.config.base_model or {}
     print(f"adapted to {counts['num_images']} images in {counts['num_steps']} steps")
     if not counts["num_steps"]:
         print("the gate found the images like the training images, so nothing changed; --no_gate adapts anyway")

@@ -47,7 +47,8 @@ def draw_suites(suites: list[str], seed: int = 0) -> Image.Image:
     """
     from ..corruptions import corruption_gallery, get_corruption, list_corruptions
 
-    graded, others = [], []
+    graded: list[Image.Image] = []
+    others: list[Image.Image] = []
     for suite in suites:
         images = photographs() if suite == "imagenet-c" else digits()
         buffer = io.BytesIO()

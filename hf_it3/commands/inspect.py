@@ -4,6 +4,11 @@ Takes an idempotent model or any image classifier, by Hub name or local path. On
 """
 
 import argparse
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from ..inspection import LayerDescription
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     hub = {name: value for name in ("revision", "trust_remote_code") if (value := getattr(arguments, name))}
     model = model_to_inspect(arguments.model, arguments.injection_layer, **hub)
     found = inspect_model(model, arguments.layers, arguments.image_size)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("backbone", f"{found.backbone}, {found.num_labels} labels"),
         ("parameters", f"{found.num_parameters:,}"),
         ("injection layer", found.injection.name),
@@ -42,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         _print_table([header, *lines])
 
 
-def _shape(layer) -> str:
+def _shape(layer: "LayerDescription") -> str:
     return "x".join(map(str, layer.shape))
 
 

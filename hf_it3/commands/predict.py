@@ -26,9 +26,13 @@ def run(arguments: argparse.Namespace) -> None:
     from transformers import pipeline
 
     from ..adapting import find_images
+    from ..pipeline_it3 import IT3Pipeline
+    from ..registration import TASK
 
     files = find_images(arguments.images)
-    classifier = pipeline("it3-image-classification", model=arguments.model, revision=arguments.revision)
+    classifier: IT3Pipeline = pipeline(  # type: ignore[call-overload] # transformers lists its own tasks
+        TASK, model=arguments.model, revision=arguments.revision
+    )
     settings: dict[str, Any] = {"adapt": not arguments.no_adapt, "top_k": arguments.top_k}
     settings |= {"return_idempotence": True, "return_unadapted": True} if settings["adapt"] else {}
     settings |= {"scope": arguments.scope} if arguments.scope else {}

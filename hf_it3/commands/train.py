@@ -11,11 +11,16 @@ import argparse
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import HfArgumentParser
 
 from ..training_arguments import IT3TrainingArguments
+
+
+if TYPE_CHECKING:
+    from ..modeling_it3 import IT3ForImageClassification
+    from ..trainer import IT3Trainer
 
 
 CNN = "cnn"
@@ -63,7 +68,7 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many images."})
 
 
-_GROUPS = (ModelArguments, DataArguments, IT3TrainingArguments)
+_GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, IT3TrainingArguments)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +91,9 @@ def _collect(group: type, arguments: argparse.Namespace) -> Any:
     return group(**{name: getattr(arguments, name) for name in names})
 
 
-def train(model_arguments: ModelArguments, data_arguments: DataArguments, arguments: IT3TrainingArguments):
+def train(
+    model_arguments: ModelArguments, data_arguments: DataArguments, arguments: IT3TrainingArguments
+) -> "IT3Trainer":
     """The command as a function.
 
     Returns:
@@ -126,12 +133,12 @@ def train(model_arguments: ModelArguments, data_arguments: DataArguments, argume
     return trainer
 
 
-def _report(trainer, name: str, metrics: dict[str, float]) -> None:
+def _report(trainer: "IT3Trainer", name: str, metrics: dict[str, float]) -> None:
     trainer.log_metrics(name, metrics)
     trainer.save_metrics(name, metrics)
 
 
-def _split(splits, name: str, max_samples: int | None):
+def _split(splits: Any, name: str, max_samples: int | None) -> Any:
     if name not in splits:
         raise ValueError(f"the data set has no split {name!r}; its splits are {', '.join(splits)}")
     split = splits[name]
@@ -142,7 +149,7 @@ def _split(splits, name: str, max_samples: int | None):
     )
 
 
-def _label_names(split, label_column: str | None) -> list[str] | None:
+def _label_names(split: Any, label_column: str | None) -> list[str] | None:
     """Names of the classes, if the data set knows them."""
     from datasets import ClassLabel
 
@@ -154,7 +161,7 @@ def _label_names(split, label_column: str | None) -> list[str] | None:
     return feature.names if isinstance(feature, ClassLabel) else None
 
 
-def _build_model(arguments: ModelArguments, names: list[str] | None):
+def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3ForImageClassification":
     from transformers import AutoConfig
 
     from ..configuration_cnn_it3 import IT3CNNConfig
@@ -173,7 +180,7 @@ def _build_model(arguments: ModelArguments, names: list[str] | None):
         values["label2id"] = {name: index for index, name in enumerate(names)}
     if arguments.backbone == CNN:
         return IT3ForImageClassification.from_backbone(IT3CNNConfig(), **values)
-    hub = {"revision": arguments.model_revision, "attn_implementation": arguments.attn_implementation}
+    hub: dict[str, Any] = {"revision": arguments.model_revision, "attn_implementation": arguments.attn_implementation}
     hub = {name: value for name, value in hub.items() if value is not None}
     if arguments.trust_remote_code:
         hub["trust_remote_code"] = True

@@ -80,7 +80,8 @@ def spatter(
         drop: sigma of that smoothing, in pixels.
         edge: sigma of the smoothing of the splashes, in pixels.
     """
-    liquid = gaussian_blur(mean + spread * grainy_noise(random, *images.shape[-2:], grain), drop)
+    height, width = images.shape[-2:]
+    liquid = gaussian_blur(mean + spread * grainy_noise(random, height, width, grain), drop)
     mud = gaussian_blur((liquid > threshold).to(images), edge)
     mud = torch.where(mud < 0.8, 0.0, mud)
     colour = images.new_tensor([63, 42, 20] if images.shape[1] == 3 else [63])[:, None, None] / 255

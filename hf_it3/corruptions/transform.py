@@ -55,6 +55,6 @@ class CorruptionTransform:
         pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
         index = int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "little")
         tensor = torch.from_numpy(np.atleast_3d(pixels).copy()).permute(2, 0, 1)[None].float() / 255
-        result = corrupt(tensor, self.name, self.severity, self.seed, [index])[0]
-        result = (result.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        corrupted = corrupt(tensor, self.name, self.severity, self.seed, [index])[0]
+        result = (corrupted.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
         return Image.fromarray(result.squeeze(2) if result.shape[2] == 1 else result)

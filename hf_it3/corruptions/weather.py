@@ -90,7 +90,8 @@ def snow(
         radius, sigma: of the flakes' motion blur, in pixels.
         keep: share of the image that is not whitened.
     """
-    flakes = mean + spread * grainy_noise(random, *images.shape[-2:], flake)
+    height, width = images.shape[-2:]
+    flakes = mean + spread * grainy_noise(random, height, width, flake)
     flakes = torch.where(flakes < threshold, 0.0, flakes).clamp(0, 1)
     flakes = smear(flakes, random.uniform(-0.75 * math.pi, -0.25 * math.pi), radius, sigma, "reflection")
     whitened = torch.maximum(images, 1.5 * luminance(images) + 0.5)
