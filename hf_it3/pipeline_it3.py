@@ -58,9 +58,12 @@ class IT3Pipeline(ImageClassificationPipeline):
         adapt (`bool`, defaults to `True`): whether to adapt; without, the plain model answers.
         batch_size (`int`, *optional*): images that adapt together; by default `model.config.adaptation.batch_size` for
             lists and data sets.
-        return_idempotence (`bool`, defaults to `False`): add to every image's top class its `idempotence` distance
-            and whether it was `adapted`.
+        return_idempotence (`bool`, defaults to `False`): add to every class the `idempotence` distance of its image
+            and whether that was `adapted`.
         return_unadapted (`bool`, defaults to `False`): add to every class its `unadapted_score`.
+        return_loss_history (`bool`, defaults to `False`): add to every class the `loss_history` of its image: the
+            objective before each optimizer step, the same for images that adapted together; an empty list where no
+            step was taken.
         overrides: any field of [`AdaptationConfig`], for this pipeline or for one call.
 
     All of these can be given when the pipeline is made and for a single call.
@@ -112,6 +115,7 @@ class IT3Pipeline(ImageClassificationPipeline):
         adapt: bool | None = None,
         return_idempotence: bool | None = None,
         return_unadapted: bool | None = None,
+        return_loss_history: bool | None = None,
         **overrides: Any,
     ) -> tuple[dict, dict, dict]:
         preprocess, _, postprocess = super()._sanitize_parameters(None, function_to_apply, timeout)
@@ -124,9 +128,12 @@ class IT3Pipeline(ImageClassificationPipeline):
             # Also checks the names and values, before any image is read.
             self.model.config.adaptation.replace(**overrides)
             forward["overrides"] = {**getattr(self, "_forward_params", {}).get("overrides", {}), **overrides}
-        for name, value in (("return_idempotence", return_idempotence), ("return_unadapted", return_unadapted)):
-            if value is not None:
-                postprocess[name] = value
+        additions = {
+            "return_idempotence": return_idempotence,
+            "return_unadapted": return_unadapted,
+            "return_loss_history": return_loss_history,
+        }
+        postprocess.update({name: value for name, value in additions.items() if value is not None})
         return preprocess, forward, postprocess
 
     # The hints of `Pipeline` ask for more than its image pipeline takes; the methods here follow the latter.
@@ -220,7 +227,11 @@ class IT3Pipeline(ImageClassificationPipeline):
         if not adapt:
             return {"logits": self.model(pixel_values).logits}
         output = self._adapter(overrides or {})(pixel_values)
-        return {name: output[name] for name in ("logits", "initial_logits", "idempotence", "adapted")}
+        # Of each image, since the outputs of a batch are taken apart; images that share weights share their history.
+        history = output.loss_history
+        history = history.T if history.ndim == 2 else history.expand(len(pixel_values), -1)
+        answers = {name: output[name] for name in ("logits", "initial_logits", "idempotence", "adapted")}
+        return {**answers, "loss_history": history}
 
     def _adapter(self, overrides: dict[str, Any]) -> TestTimeAdapter:
         """The adapter for these settings; built once, so that streams live on from call to call."""
@@ -264,6 +275,7 @@ class IT3Pipeline(ImageClassificationPipeline):
         top_k: int | None = 5,
         return_idempotence: bool = False,
         return_unadapted: bool = False,
+        return_loss_history: bool = False,
     ) -> list[dict[str, Any]]:
         """Turns one image's logits into labels and scores, best first."""
         num_labels = self.model.config.num_labels
@@ -280,6 +292,9 @@ class IT3Pipeline(ImageClassificationPipeline):
                 "adapted": bool(model_outputs["adapted"][0]),
             }
             classes = [{**entry, **shift} for entry in classes]
+        if return_loss_history and "loss_history" in model_outputs:
+            steps = model_outputs["loss_history"][0].tolist() if model_outputs["adapted"][0] else []
+            classes = [{**entry, "loss_history": steps} for entry in classes]
         return classes
 
 

@@ -289,6 +289,33 @@ class TestSettings:
         assert classifier(pictures, gate=1e6, return_idempotence=True)[0][0]["adapted"] is False
         assert classifier(pictures[0])[0].keys() == {"label", "score"}
 
+    def test_the_loss_before_each_step_is_returned_on_request(self, classifier, pictures, pixels):
+        settings = {"gate": None, "num_steps": 3}
+        together = classifier(pictures, return_loss_history=True, **settings)
+        expected = TestTimeAdapter(classifier.model, **settings)(pixels).loss_history.tolist()
+        assert len(expected) == 3
+        for result in together:
+            assert all(entry["loss_history"] == pytest.approx(expected, abs=1e-5) for entry in result)
+        settings |= {"scope": "image", "augmentations": 0}
+        apart = classifier(pictures, return_loss_history=True, **settings)
+        expected = TestTimeAdapter(classifier.model, **settings)(pixels).loss_history
+        for position, result in enumerate(apart):
+            assert result[0]["loss_history"] == pytest.approx(expected[:, position].tolist(), abs=1e-5)
+        assert "loss_history" not in classifier(pictures, **settings)[0][0]
+        assert "loss_history" not in classifier(pictures, adapt=False, return_loss_history=True)[0][0]
+
+    def test_images_that_take_no_step_have_an_empty_loss_history(self, classifier, pictures, pixels):
+        for settings in ({"gate": 1e6}, {"scope": "image", "augmentations": 4, "augmentation_steps": 0}):
+            results = classifier(pictures, return_loss_history=True, **settings)
+            assert [result[0]["loss_history"] for result in results] == [[]] * len(pictures)
+        # Where each image adapts alone, some pass the gate and others do not.
+        gate = TestTimeAdapter(classifier.model, gate=1e6)(pixels).idempotence.median().item()
+        classifier.model.config.reference_distance |= {"mean": gate, "std": 0.0}
+        alone = {"scope": "image", "augmentations": 0, "num_steps": 2}
+        results = classifier(pictures, return_loss_history=True, return_idempotence=True, **alone)
+        steps = [(result[0]["adapted"], len(result[0]["loss_history"])) for result in results]
+        assert set(steps) == {(True, 2), (False, 0)}
+
     def test_flags_can_be_given_with_the_pipeline(self, trained_directory, pictures):
         classifier = pipeline(TASK, model=trained_directory, return_unadapted=True, top_k=2)
         assert [entry.keys() for entry in classifier(pictures[0])] == [{"label", "score", "unadapted_score"}] * 2

@@ -13,21 +13,6 @@ from ..corruptions import list_corruptions
 from ..pipeline_it3 import IT3Pipeline
 
 
-class TracingPipeline(IT3Pipeline):
-    """An [`IT3Pipeline`] that keeps the loss history of its latest batch."""
-
-    loss_history: Tensor | None = None
-
-    def _forward(
-        self, model_inputs: dict[str, Tensor], adapt: bool = True, overrides: dict[str, Any] | None = None
-    ) -> dict[str, Tensor]:
-        if not adapt:
-            return super()._forward(model_inputs, adapt=False)
-        output = self.adapter(**(overrides or {}))(model_inputs["pixel_values"])
-        self.loss_history = output.loss_history
-        return {name: output[name] for name in ("logits", "initial_logits", "idempotence", "adapted")}
-
-
 @dataclass
 class Answer:
     """What the model says about one image: its pixels `(C, H, W)` in [0, 1], and each class's score, twice."""
@@ -76,13 +61,11 @@ def choose_corruptions(num_channels: int) -> list[str]:
     return [name for name in names if name.rpartition("/")[2] not in ("clean", "identity")]
 
 
-def classify(
-    classifier: TracingPipeline, pixels: Tensor, truths: Sequence[str] | None = None, **settings: Any
-) -> Result:
+def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | None = None, **settings: Any) -> Result:
     """Classifies images `(N, C, H, W)` in [0, 1], without and with adaptation, as one batch.
 
     Args:
-        classifier ([`TracingPipeline`]): the visitor's.
+        classifier ([`IT3Pipeline`]): the visitor's.
         pixels: one image or more, at the model's size; what lies outside [0, 1] is cut off, as on the screen.
         truths (*optional*): their labels.
         settings: fields of [`AdaptationConfig`].
@@ -91,7 +74,6 @@ def classify(
         ValueError: for settings out of range, and for no images.
     """
     arrays = as_bytes(pixels)
-    classifier.loss_history = None
     start = time.perf_counter()
     entries = classifier(
         arrays,
@@ -99,6 +81,7 @@ def classify(
         top_k=classifier.model.config.num_labels,
         return_idempotence=True,
         return_unadapted=True,
+        return_loss_history=True,
         **settings,
     )
     seconds = time.perf_counter() - start
@@ -122,18 +105,12 @@ def classify(
     test, gate = adapter.shift_test, None
     if test.gate is not None:
         gate = test.mean + test.gate * test.std / math.sqrt(len(distances))
-    return Result(
-        answers, _losses(classifier.loss_history), seconds, gate, float(np.mean(distances)), adapter.config.num_steps
-    )
+    histories = [classes[0]["loss_history"] for classes in entries if classes[0]["loss_history"]]
+    losses = np.mean(histories, axis=0).tolist() if histories else []
+    return Result(answers, losses, seconds, gate, float(np.mean(distances)), adapter.config.num_steps)
 
 
-def _losses(history: Tensor | None) -> list[float]:
-    if history is None or history.numel() == 0:
-        return []
-    return (history if history.ndim == 1 else history.nanmean(1)).tolist()
-
-
-def clean_distances(classifier: TracingPipeline, pixels: Tensor) -> list[float]:
+def clean_distances(classifier: IT3Pipeline, pixels: Tensor) -> list[float]:
     """The idempotence distances of clean images `(N, C, H, W)`, with the model as it is."""
     entries = classifier(
         as_bytes(pixels), top_k=1, return_idempotence=True, num_steps=0, augmentations=0, scope="batch"

@@ -20,8 +20,9 @@ from ..evaluation.images import PixelCollator
 from ..evaluation.inputs import load_model
 from ..image_processing_it3 import IT3ImageProcessor
 from ..modeling_it3 import IT3ForImageClassification
+from ..pipeline_it3 import IT3Pipeline
 from ..version import __version__
-from .adapting import TracingPipeline, clean_distances
+from .adapting import clean_distances
 
 
 NUM_SAMPLES = 500
@@ -93,7 +94,7 @@ class ServedModel:
         thread.start()
         return thread
 
-    def classifier(self) -> TracingPipeline:
+    def classifier(self) -> IT3Pipeline:
         """A pipeline for one visitor: the weights are shared, what adaptation does with them is not.
 
         It takes images of the model's size, since corruptions come after resizing, as in evaluations.
@@ -102,7 +103,7 @@ class ServedModel:
         for name in ("do_resize", "do_center_crop"):
             if hasattr(processor, name):
                 setattr(processor, name, False)
-        return TracingPipeline(model=self.model, image_processor=processor)
+        return IT3Pipeline(model=self.model, image_processor=processor)
 
     def read(self, images: Sequence[Image.Image]) -> Tensor:
         """Images as the model sees them before normalisation, `(N, C, H, W)` in [0, 1]."""
