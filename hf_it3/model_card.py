@@ -171,7 +171,7 @@ def build_model_card(
         architecture=config.backbone_config.model_type,
         num_labels=config.num_labels,
         labels=_label_list(config),
-        settings=[(name, _cell(getattr(config.adaptation, name))) for name in SETTINGS],
+        settings=[(name, _cell(_setting(config, name))) for name in SETTINGS],
         adaptation=config.adaptation,
         reference=_reference(config),
         calibration_corruptions=", ".join(getattr(config, "calibration_corruptions", None) or []),
@@ -187,6 +187,16 @@ def build_model_card(
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n")
     card.text = sign(text, model_id, card.data.to_dict())
     return card
+
+
+def _setting(config: Any, name: str) -> Any:
+    """A setting as it takes effect, with the defaults of the scope and of the model filled in."""
+    adaptation = config.adaptation
+    if name == "anchor":
+        return adaptation.effective_anchor
+    if name == "distance" and adaptation.distance is None:
+        return config.distance
+    return getattr(adaptation, name)
 
 
 def _name(model_id: str) -> str:

@@ -80,27 +80,13 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         **kwargs: Any,
     ):
         args = _with_our_arguments(args)
-        if model is not None:
-            config: Any = getattr(model, "config", None)
-            if not hasattr(config, "adaptation"):
-                raise TypeError(
-                    f"IT3Trainer trains models that take a label signal, got {type(model).__name__}; wrap it with "
-                    "IT3ForImageClassification.from_backbone"
-                )
-            processing_class = processing_class or image_processor_for(config)
-            if data_collator is None:
-                data_collator = ImageCollator(
-                    processing_class, args.image_column, args.label_column, _number_of_classes(config)
-                )
-            if compute_metrics is None and config.problem_type in (None, "single_label_classification"):
-                compute_metrics = classification_metrics
-            # A later model.push_to_hub takes it along.
-            model._image_processor = processing_class
         if args.label_names is None:
             # Trainer would count `label_signal` among the labels, and evaluate without any where a batch lacks it.
             args.label_names = ["labels"]
-        if args.freeze_backbone and model is not None:
-            _freeze_backbone(model)
+        given = (data_collator, processing_class, compute_metrics)
+        if model is not None:
+            _prepare(model, args)
+            data_collator, processing_class, compute_metrics = _with_defaults(model, args, *given)
         super().__init__(
             model=model,
             args=args,
@@ -111,11 +97,22 @@ class IT3Trainer(TrainerHubMixin, Trainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        if model is None:
+            defaults = _with_defaults(self.model, args, *given)
+            self.data_collator, self.processing_class, self.compute_metrics = defaults
+            self.callback_handler.processing_class = self.processing_class
         self.calibrate = calibrate
         self.calibration: CalibrationResult | None = None
         self._adapter: TestTimeAdapter | None = None
         self._loss_sums = dict.fromkeys(_LOSSES, 0.0)
         self._loss_count = 0
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A fresh model from `model_init`, with the parts frozen that the arguments name."""
+        model = super().call_model_init(trial)
+        _prepare(model, self.args)
+        model._image_processor = getattr(self, "processing_class", None)
+        return model
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains as `Trainer.train` does, then measures the clean reference distance and calibrates if asked to."""
@@ -272,6 +269,36 @@ def _with_our_arguments(args: TrainingArguments | None) -> IT3TrainingArguments:
     ours = {field.name for field in dataclasses.fields(IT3TrainingArguments) if field.init}
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(args) if field.name in ours}
     return IT3TrainingArguments(**values)
+
+
+def _prepare(model: nn.Module, args: IT3TrainingArguments) -> None:
+    if not hasattr(getattr(model, "config", None), "adaptation"):
+        raise TypeError(
+            f"IT3Trainer trains models that take a label signal, got {type(model).__name__}; wrap it with "
+            "IT3ForImageClassification.from_backbone"
+        )
+    if args.freeze_backbone:
+        _freeze_backbone(model)
+
+
+def _with_defaults(
+    model: Any,
+    args: IT3TrainingArguments,
+    data_collator: Callable | None,
+    processing_class: Any,
+    compute_metrics: Callable | None,
+) -> tuple[Callable, Any, Callable | None]:
+    """Collator, image processor and metrics that suit a model, where they were not given."""
+    config = model.config
+    processing_class = processing_class or image_processor_for(config)
+    if data_collator is None:
+        classes = _number_of_classes(config)
+        data_collator = ImageCollator(processing_class, args.image_column, args.label_column, classes)
+    if compute_metrics is None and config.problem_type in (None, "single_label_classification"):
+        compute_metrics = classification_metrics
+    # A later model.push_to_hub takes it along.
+    model._image_processor = processing_class
+    return data_collator, processing_class, compute_metrics
 
 
 def _number_of_classes(config: Any) -> int | None:

@@ -36,6 +36,11 @@ def test_the_table_has_a_column_per_method_and_a_row_per_corruption(command, cap
     assert lines[6].startswith("mean of shifted")
 
 
+def test_corruptions_are_left_out(command, capsys):
+    assert main([*command, "--scopes", "none", "--exclude", "digits-shift/blur,calibrated"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:5]] == ["clean", "contrast"]
+
+
 def test_files_are_written_and_resumed_from(command, capsys, tmp_path):
     command += ["--methods", "batch", "--output_dir", str(tmp_path)]
     assert main(command) == 0

@@ -260,6 +260,18 @@ def test_plain_classifiers_and_empty_sets_are_refused(evaluate, model, digits):
         evaluate(dataset=digits["test"].select([]))
 
 
+def test_corruptions_that_calibration_has_seen_can_be_left_out(evaluate, model):
+    def names(**options):
+        return [condition.name for condition in evaluate(num_samples=8, methods="none", **options).conditions]
+
+    model.config.calibration_corruptions = [NOISE]
+    assert names() == ["clean", NOISE, CONTRAST]
+    assert names(exclude="calibrated") == ["clean", CONTRAST]
+    assert names(exclude=["calibrated", CONTRAST]) == ["clean"]
+    with pytest.raises(ValueError, match="'snowfall'"):
+        names(exclude="snowfall")
+
+
 def test_all_corruptions_are_those_that_suit_the_channels():
     assert set(parse_corruptions("all", 1)) == set(parse_corruptions("mnist-c", 3))
     assert set(parse_corruptions("all", 3)) == set(parse_corruptions("imagenet-c", 1))

@@ -62,6 +62,10 @@ class TestContents:
         ]
         assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
 
+    def test_settings_are_those_that_take_effect(self, card):
+        assert "| `anchor` | frozen |" in card.text
+        assert "| `distance` | neg_dot |" in card.text
+
     def test_robustness_table_and_cost(self, card):
         assert "| clean | 96.7 | 96.6 | -0.1 |" in card.text
         assert r"| noise\|2 | 55.0 (52.0 to 58.0) | 78.6 (77.0 to 80.2) | +23.6 |" in card.text

@@ -218,6 +218,26 @@ class TestArguments:
     def test_a_model_that_takes_no_signal_is_refused(self, arguments, rows):
         with pytest.raises(TypeError, match="got IT3CNNForImageClassification; wrap it with"):
             IT3Trainer(tiny().backbone, arguments(), train_dataset=rows)
+        with pytest.raises(TypeError, match="got IT3CNNForImageClassification; wrap it with"):
+            IT3Trainer(model_init=lambda: tiny().backbone, args=arguments(), train_dataset=rows)
+
+    def test_a_function_that_makes_the_model_will_do(self, arguments, digits):
+        args = arguments(freeze_backbone=True)
+        trainer = IT3Trainer(
+            args=args,
+            model_init=lambda: tiny(),
+            train_dataset=digits["train"],
+            eval_dataset=digits["test"].select(range(40)),
+        )
+        first = trainer.model
+        trainer.train()
+        assert trainer.model is not first
+        assert [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad] == [
+            name for name, _ in trainer.model.named_parameters() if name.startswith("embedder.")
+        ]
+        assert trainer.model._image_processor is trainer.processing_class
+        assert trainer.callback_handler.processing_class is trainer.processing_class
+        assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
 
 
 class TestReferenceDistance:

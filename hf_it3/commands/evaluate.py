@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="all (MNIST-C for grey, ImageNet-C for colour images), none, or suites and names with commas",
     )
+    parser.add_argument(
+        "--exclude", metavar="NAMES", help="leave these out; calibrated: those that the settings were chosen on"
+    )
     parser.add_argument("--severities", default="1-5", help="1-5, or 1,3,5 (default: 1-5)")
     parser.add_argument(
         "--methods",

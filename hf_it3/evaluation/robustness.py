@@ -27,6 +27,7 @@ def evaluate_robustness(
     split: str = "test",
     config_name: str | Sequence[str] | None = None,
     corruptions: str | Iterable[str] | None = "all",
+    exclude: str | Iterable[str] | None = None,
     severities: str | int | Iterable[int] = "1-5",
     methods: str | Iterable[str] | Mapping[str, AdaptationConfig | None] | None = None,
     order: str = "iid",
@@ -66,6 +67,8 @@ def evaluate_robustness(
         split, config_name: which part of a named data set; several, with commas, are conditions of their own.
         corruptions: `"all"` (MNIST-C for models of grey images, ImageNet-C for colour), `"none"`, suites or names;
             see [`~hf_it3.corruptions.list_corruptions`]. The images as they are always come first.
+        exclude: of these, suites or names to leave out; `"calibrated"` stands for those that the models' settings were
+            chosen on (`config.calibration_corruptions`), which say less about new kinds of shift.
         severities: `"1-5"`, `"1,3"`, a number or a list, for corruptions that have severities.
         methods: `"none"` (always among them), `"statistics"` (Schneider et al., NeurIPS 2020), `"tent"` (Wang et al.,
             ICLR 2021), `"torch-ttt"`, `"it3"` (presets of [`AdaptationConfig`]); `"batch"`, `"stream"`, `"image"` (the
@@ -121,7 +124,7 @@ def evaluate_robustness(
         import_figure()
     loaded = [load_model(model, image_processor, revision, dtype, device_map) for model in models]
     subsets = load_subsets(dataset, split, config_name, streaming)
-    conditions = _conditions(loaded, corruptions, severities, list(subsets))
+    conditions = _conditions(loaded, corruptions, exclude, severities, list(subsets))
     if order == "mixed" and len(subsets) > 1:
         raise ValueError("order='mixed' mixes corruptions of the same images; evaluate one split or configuration")
     by_model = [make_methods(methods, one.model.config.adaptation) for one in loaded]
@@ -176,7 +179,7 @@ def _check_arguments(
 
 
 def _conditions(
-    loaded: list[LoadedModel], corruptions: Any, severities: Any, subsets: list[str | None]
+    loaded: list[LoadedModel], corruptions: Any, exclude: Any, severities: Any, subsets: list[str | None]
 ) -> list[Condition]:
     channels = [getattr(one.model.config.backbone_config, "num_channels", 3) for one in loaded]
     chosen = [parse_corruptions(corruptions, number) for number in channels]
@@ -185,7 +188,12 @@ def _conditions(
             f"corruptions={corruptions!r} means other ones for grey than for colour images, and the models have "
             f"{', '.join(map(str, channels))} channels; name the corruptions, or evaluate the models one by one"
         )
-    return make_conditions(chosen[0], parse_severities(severities), subsets)
+    left_out = split_names(exclude)
+    if "calibrated" in left_out:
+        left_out.remove("calibrated")
+        left_out += [name for one in loaded for name in one.model.config.calibration_corruptions or ()]
+    unwanted = set(parse_corruptions(left_out, channels[0]))
+    return make_conditions([name for name in chosen[0] if name not in unwanted], parse_severities(severities), subsets)
 
 
 def _describe(loaded: LoadedModel, methods: Sequence[Method]) -> dict[str, Any]:
