@@ -260,8 +260,7 @@ class IT3Pipeline(ImageClassificationPipeline):
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Pushes model, image processor and model card to the Hub, in one commit; see `push_to_hub` of the model."""
         if is_remote_code(self):
-            # A copied function, which the type checker takes for an object without `self`.
-            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
+            return super().push_to_hub(repo_id, **kwargs)
         return self.model.push_to_hub(repo_id, image_processor=self.image_processor, **kwargs)
 
     def adapter(self, **overrides: Any) -> TestTimeAdapter:

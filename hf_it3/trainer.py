@@ -15,7 +15,7 @@ from .adaptation_it3 import TestTimeAdapter
 from .calibration import CalibrationResult, calibrate_trainer, check_trainer
 from .data import IMAGE_COLUMNS, LABEL_COLUMNS, ImageCollator, image_processor_for
 from .gate_it3 import idempotence_distances
-from .interface_it3 import idempotent_model
+from .interface_it3 import IdempotentModel, idempotent_model
 from .metrics import classification_metrics
 from .shell_it3 import norm_parameter_names
 from .trainer_hub import TrainerHubMixin
@@ -69,7 +69,7 @@ class IT3Trainer(TrainerHubMixin, Trainer):
 
     def __init__(
         self,
-        model: nn.Module | None = None,
+        model: IdempotentModel | None = None,
         args: TrainingArguments | None = None,
         data_collator: Callable | None = None,
         train_dataset: Any = None,
@@ -109,7 +109,7 @@ class IT3Trainer(TrainerHubMixin, Trainer):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A fresh model from `model_init`, with the parts frozen that the arguments name."""
-        model = super().call_model_init(trial)
+        model: Any = super().call_model_init(trial)
         _prepare(model, self.args)
         model._image_processor = getattr(self, "processing_class", None)
         return model

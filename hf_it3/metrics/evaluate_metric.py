@@ -1,10 +1,11 @@
 """The metrics of this package as one metric of the `evaluate` library; nothing is fetched from a network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 import evaluate
+import numpy as np
 
 from ._checks import as_labels, as_probabilities, as_scores, check_same_length
 from .classification import (
@@ -22,7 +23,7 @@ OPTIONAL_COLUMNS = {
     "distances": datasets.Value("float64"),
 }
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[Any, str], np.ndarray]] = {
     "references": as_labels,
     "predictions": as_labels,
     "probabilities": as_probabilities,
