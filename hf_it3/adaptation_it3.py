@@ -13,9 +13,10 @@ from transformers.utils import ModelOutput, logging
 
 from .adaptation_config_it3 import AdaptationConfig
 from .gate_it3 import ShiftTest
+from .interface_it3 import IdempotentModel, idempotent_model
 from .objective_it3 import IdempotenceDistance
 from .per_image_it3 import ImageAdaptation
-from .shell_it3 import ModelShell, gradients_allowed, unwrap
+from .shell_it3 import ModelShell, gradients_allowed
 from .steps_it3 import Passes, SharedAdaptation, first_passes
 from .stream_it3 import Stream
 
@@ -36,11 +37,12 @@ class AdaptationOutput(ModelOutput):
             step; NaN for images that were not adapted.
     """
 
-    logits: Tensor | None = None
-    initial_logits: Tensor | None = None
-    idempotence: Tensor | None = None
-    adapted: Tensor | None = None
-    loss_history: Tensor | None = None
+    # Always set; ModelOutput wants defaults.
+    logits: Tensor = None  # type: ignore[assignment]
+    initial_logits: Tensor = None  # type: ignore[assignment]
+    idempotence: Tensor = None  # type: ignore[assignment]
+    adapted: Tensor = None  # type: ignore[assignment]
+    loss_history: Tensor = None  # type: ignore[assignment]
 
 
 class TestTimeAdapter:
@@ -75,12 +77,7 @@ class TestTimeAdapter:
     __test__ = False  # not a test class, whatever its name makes pytest believe
 
     def __init__(self, model: nn.Module, config: AdaptationConfig | None = None, **overrides: Any):
-        self.model = unwrap(model)
-        if not hasattr(self.model, "embedder"):
-            raise TypeError(
-                f"{type(self.model).__name__} takes no label signal; wrap it with "
-                "IT3ForImageClassification.from_backbone and train it with IT3Trainer"
-            )
+        self.model = idempotent_model(model)
         self.config = (self.model.config.adaptation if config is None else config).replace(**overrides)
         self._lock = threading.RLock()
         self._build()
@@ -132,8 +129,8 @@ class TestTimeAdapter:
             self.shell.reset()
             self.latest_counts = {"num_images": 0, "num_steps": 0}
         one_by_one = self._adapts_one_by_one(len(pixel_values))
-        if one_by_one and self.images.looks_itself and self.config.gate is None:
-            logits, history, first = self.images.run(pixel_values)
+        if one_by_one and self.config.gate is None and self.images.can_look:
+            first, logits, history = self.images.look_and_run(pixel_values)
             usable = self._usable(pixel_values, first)
             output = self._unadapted(first, usable)
             if usable.any():
@@ -216,10 +213,8 @@ class TestTimeAdapter:
                 first = first_passes(self.source_shell, self.shared, pixel_values, with_graph=True)
             else:
                 first = first[chosen]
-        if one_by_one:
-            logits, history, _ = self.images.run(pixel_values, first)
-        else:
-            logits, history = (self.stream or self.shared).run(pixel_values, first)
+        adaptation = self.images if one_by_one else self.stream or self.shared
+        logits, history = adaptation.run(pixel_values, first)
         self._take_over(output, chosen, logits, history, one_by_one)
 
     def _take_over(
@@ -252,7 +247,7 @@ class TestTimeAdapter:
             if self.stream is not None:
                 self.stream.reset()
 
-    def adapted_model(self) -> nn.Module:
+    def adapted_model(self) -> IdempotentModel:
         """A model of its own with the adapted weights: those of the stream, or of the latest batch.
 
         Its `config.base_model` records where it came from; it can be saved, pushed and loaded as any other.

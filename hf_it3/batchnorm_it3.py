@@ -68,7 +68,7 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         # timm's BatchNormAct2d keeps dropout and activation inside the layer.
         for name in ("drop", "act"):
             if name in self._modules:
-                output = self._modules[name](output)
+                output = self.get_submodule(name)(output)
         return output
 
     def _normalize(self, input: Tensor) -> Tensor:
@@ -114,7 +114,8 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def _is_plain(module: nn.Module) -> bool:
-    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or {"drop", "act"} & set(module._modules)
+    keeps_activation_inside = not {"drop", "act"}.isdisjoint(module._modules)
+    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or keeps_activation_inside
 
 
 def split_batch_norms(root: nn.Module) -> list[str]:

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor
 
 from .configuration_it3 import IT3Config
 from .image_processing_it3 import IT3ImageProcessor
-from .modeling_it3 import check_label_range
+from .losses_it3 import check_label_range
 
 
 DIGITS = "digits"

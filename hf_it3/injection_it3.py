@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def in_same_pass(function: Callable) -> Callable:
     """Binds the current pass to a function that runs later, as activation checkpointing does in the backward pass."""
     forward_pass = current_pass()
 
-    def run(*args, **kwargs):
+    def run(*args: Any, **kwargs: Any) -> Any:
         with running_pass(forward_pass):
             return function(*args, **kwargs)
 
@@ -61,7 +62,7 @@ class CheckpointInSamePass:
     def __init__(self, checkpoint: Callable):
         self.checkpoint = checkpoint
 
-    def __call__(self, function: Callable, *args, **kwargs):
+    def __call__(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
         return self.checkpoint(in_same_pass(function), *args, **kwargs)
 
 
@@ -89,7 +90,7 @@ class SignalInjection:
         self.channels_last = channels_last
         self.advice = f"choose another layer, for example {better!r}" if better not in (None, layer) else ""
 
-    def __call__(self, module: nn.Module, inputs: tuple, output):
+    def __call__(self, module: nn.Module, inputs: tuple, output: Any) -> Any:
         forward_pass = current_pass()
         if forward_pass is None or forward_pass.embedding is None:
             return None

@@ -1,11 +1,12 @@
 """An image classifier that also takes a label signal, around any backbone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
@@ -32,6 +33,7 @@ from .injection_it3 import (
     running_pass,
     suggest_injection_layer,
 )
+from .losses_it3 import supervised_loss
 from .modeling_cnn_it3 import init_like_torch
 from .objective_it3 import one_hot_signal
 
@@ -111,7 +113,7 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
     config_class = IT3Config
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     # The losses are means over the batch: Trainer has nothing to rescale.
     accepts_loss_kwargs = False
@@ -127,7 +129,7 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
         self.backbone = build_backbone(config) if backbone is None else backbone
         split_batch_norms(self.backbone)
         drop_weight_caches(self.backbone)
-        self._connect_injection_layer()
+        channels = self._connect_injection_layer()
         if embedder is None and config.embedder_class is not None:
             raise ValueError(
                 f"this model was saved with a label embedder of its own ({config.embedder_class}); pass embedder=..., "
@@ -135,10 +137,11 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
             )
         if embedder is not None:
             config.embedder_class = f"{type(embedder).__module__}.{type(embedder).__qualname__}"
-        self.embedder = LabelEmbedder(config.num_labels, config.injection_channels) if embedder is None else embedder
+        self.embedder = LabelEmbedder(config.num_labels, channels) if embedder is None else embedder
         self.post_init()
 
-    def _connect_injection_layer(self) -> None:
+    def _connect_injection_layer(self) -> int:
+        """Registers the hook that injects the embedded label signal, and returns its channels."""
         config = self.config
         if config.injection_layer is None:
             config.injection_layer = find_injection_layer(self.backbone)
@@ -154,17 +157,20 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
             )
         better = suggest_injection_layer(self.backbone)
         layer.register_forward_hook(SignalInjection(name, config.combine, puts_channels_last(layer), better))
+        return config.injection_channels
 
     def _init_weights(self, module: nn.Module) -> None:
         init_like_torch(module)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None, **kwargs) -> None:
-        if gradient_checkpointing_func is not None:
-            kwargs["gradient_checkpointing_func"] = CheckpointInSamePass(gradient_checkpointing_func)
-        super()._set_gradient_checkpointing(enable, **kwargs)
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        super()._set_gradient_checkpointing(enable, CheckpointInSamePass(gradient_checkpointing_func), every_n_layers)
 
     @classmethod
-    def from_backbone(cls, backbone, *, embedder: nn.Module | None = None, **kwargs) -> "IT3ForImageClassification":
+    def from_backbone(
+        cls, backbone: Any, *, embedder: nn.Module | None = None, **kwargs: Any
+    ) -> "IT3ForImageClassification":
         """Wraps a classifier and keeps its weights; the caller's object is copied, not changed.
 
         Args:
@@ -224,12 +230,12 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
             return self._output(first, return_dict)
         problem_type = self._problem_type(labels)
         first = self._run(pixel_values, label_signal, **kwargs)
-        classification_loss = self._loss(first[0], labels, problem_type)
+        classification_loss = supervised_loss(first[0], labels, problem_type)
         if label_signal is not None:
             return self._output(first, return_dict, loss=classification_loss)
         signal = one_hot_signal(labels, self.config.num_labels, problem_type, first[0].dtype)
         second = self._run(pixel_values, signal, **kwargs)
-        idempotence_loss = self._loss(second[0], labels, problem_type)
+        idempotence_loss = supervised_loss(second[0], labels, problem_type)
         return self._output(
             first,
             return_dict,
@@ -283,17 +289,8 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
             self.config.sync_backbone_labels()
         return self.config.problem_type
 
-    def _loss(self, logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
-        if problem_type == "regression":
-            return F.mse_loss(logits, labels.reshape(logits.shape).to(logits.dtype))
-        if problem_type == "multi_label_classification":
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and len(labels):
-            check_label_range(labels, self.config.num_labels)
-        return F.cross_entropy(logits, labels.long())
-
     def _output(
-        self, first: tuple[Tensor, Any], return_dict: bool | None, **fields
+        self, first: tuple[Tensor, Any], return_dict: bool | None, **fields: Any
     ) -> IT3ImageClassifierOutput | tuple:
         logits, backbone_output = first
         values = {
@@ -323,14 +320,3 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
                 "scope='stream' keeps weights between calls; create one TestTimeAdapter(model) and call it"
             )
         return adapter(pixel_values)
-
-
-def check_label_range(labels: Tensor, num_labels: int) -> None:
-    """Raises a ValueError that names the first label outside `0 .. num_labels - 1`."""
-    outside = ((labels < 0) | (labels >= num_labels)).nonzero()
-    if len(outside):
-        position = outside[0, 0].item()
-        raise ValueError(
-            f"label {labels[position].item()} of image {position} in the batch is out of range: the model has "
-            f"{num_labels} labels, 0 to {num_labels - 1}"
-        )

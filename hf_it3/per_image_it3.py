@@ -73,41 +73,45 @@ class ImageAdaptation:
         return max(1, min(_CHUNK_VALUES // self.shell.num_adapted, _CHUNK_PIXELS // pixels, 256))
 
     @property
-    def looks_itself(self) -> bool:
-        """Whether the first step can deliver both passes of the unadapted model on its way."""
-        config = self.config
-        return (
-            self.vectorize and self.num_steps > 0 and not config.augmentations and config.norm_statistics == "source"
-        )
+    def can_look(self) -> bool:
+        """Whether the first step computes both passes of the unadapted model anyway."""
+        has_plain_first_step = not self.config.augmentations and self.config.norm_statistics == "source"
+        return self.vectorize and self.num_steps > 0 and has_plain_first_step
 
-    def run(self, pixel_values: Tensor, first: Passes | None = None) -> tuple[Tensor, Tensor, Passes | None]:
-        """Adapts to each of the images `(B, C, H, W)`.
-
-        Args:
-            first ([`Passes`], *optional*): both passes of the unadapted model; not needed where it `looks_itself`.
+    def look_and_run(self, pixel_values: Tensor) -> tuple[Passes, Tensor, Tensor]:
+        """As `run`, for images that nobody has looked at; where it `can_look`, that saves a pass.
 
         Returns:
-            Logits `(B, num_labels)`, the loss history `(steps, B)` and both passes of the unadapted model.
+            Both passes of the unadapted model, logits `(B, num_labels)` and the loss history `(steps, B)`.
         """
-        size = self.chunk_size(pixel_values)
-        size = math.ceil(len(pixel_values) / math.ceil(len(pixel_values) / size))  # chunks of about the same size
-        logits, histories, passes = [], [], []
-        for start in range(0, len(pixel_values), size):
-            part = slice(start, start + size)
-            chunk = self._run_chunk(pixel_values[part], None if first is None else first[part])
-            for values, value in zip((logits, histories, passes), chunk, strict=True):
-                values.append(value)
-        return torch.cat(logits), torch.cat(histories, 1), Passes.join(passes) if first is None else first
+        chunks = [self._run_vectorized(pixel_values[part, None], None) for part in self._parts(pixel_values)]
+        logits, histories, looks = zip(*chunks, strict=True)
+        return Passes.join([look[0] for look in looks]), torch.cat(logits), torch.cat(histories, 1)
 
-    def _run_chunk(self, images: Tensor, first: Passes | None) -> tuple[Tensor, Tensor, Passes | None]:
+    def run(self, pixel_values: Tensor, first: Passes) -> tuple[Tensor, Tensor]:
+        """Adapts to each of the images `(B, C, H, W)`, given both passes of the unadapted model.
+
+        Returns:
+            Logits `(B, num_labels)` and the loss history `(steps, B)`.
+        """
+        chunks = [self._run_chunk(pixel_values[part], first[part]) for part in self._parts(pixel_values)]
+        logits, histories = zip(*chunks, strict=True)
+        return torch.cat(logits), torch.cat(histories, 1)
+
+    def _parts(self, pixel_values: Tensor) -> list[slice]:
+        """Chunks of about the same size."""
+        count = math.ceil(len(pixel_values) / self.chunk_size(pixel_values))
+        size = math.ceil(len(pixel_values) / count)
+        return [slice(start, start + size) for start in range(0, len(pixel_values), size)]
+
+    def _run_chunk(self, images: Tensor, first: Passes) -> tuple[Tensor, Tensor]:
         config = self.config
         views = augment(images, config.augmentations) if config.augmentations else images[:, None]
         if self.num_steps == 0 and config.norm_statistics == "source":
-            return self._average(views), images.new_zeros((0, len(images))), first
-        can_reuse = first is not None and not config.augmentations and config.norm_statistics == "source"
-        y1 = first.y1[:, None] if can_reuse and config.effective_anchor == "frozen" else None
-        run = self._run_vectorized if self.vectorize else self._run_loop
-        return run(views, y1)
+            return self._average(views), images.new_zeros((0, len(images)))
+        is_looked_at = not config.augmentations and config.norm_statistics == "source"
+        y1 = first.y1[:, None] if is_looked_at and config.effective_anchor == "frozen" else None
+        return self._run_vectorized(views, y1)[:2] if self.vectorize else self._run_loop(views, y1)
 
     @torch.no_grad()
     def _average(self, views: Tensor) -> Tensor:
@@ -137,12 +141,13 @@ class ImageAdaptation:
         distances = self.distance(y1, y0)
         return distances.mean(), tuple(value.detach() for value in (logits, y0, y1, distances))
 
-    def _run_vectorized(self, views: Tensor, y1: Tensor | None) -> tuple[Tensor, Tensor, Passes | None]:
+    def _run_vectorized(self, views: Tensor, y1: Tensor | None) -> tuple[Tensor, Tensor, list[Passes]]:
+        """Logits, loss history, and of each step the passes that it started from, for the first view."""
         source = dict(zip(self.shell.names, (value.detach() for value in self.shell.parameters), strict=True))
         copies = self._copies_for(len(views))
         has_own_anchor = self.config.effective_anchor == "ema"
         anchor_values = [value.detach().clone() for value in copies.values] if has_own_anchor else []
-        losses, first = [], None
+        losses, looks = [], []
         for step in range(self.num_steps):
             # All images start from the same weights: as long as those are shared, so is the work on them.
             parameters, axis = (source, None) if step == 0 else (copies.named(), 0)
@@ -151,9 +156,9 @@ class ImageAdaptation:
             anchor = copies.named(anchor_values) if has_own_anchor else source
             gradients, (loss, passes) = gradient(parameters, views, y1, anchor)
             losses.append(loss.detach())
-            if step == 0:
-                first = Passes(*(value[:, 0] for value in passes))
-                y1 = passes[2] if self.config.effective_anchor == "frozen" else None
+            looks.append(Passes(*(value[:, 0] for value in passes)))
+            if self.config.effective_anchor == "frozen":
+                y1 = passes[2]
             copies.step(gradients, self.config.max_grad_norm)
             if has_own_anchor:
                 with torch.no_grad():
@@ -162,7 +167,7 @@ class ImageAdaptation:
             parameters, axis = (copies.named(), 0) if self.num_steps else (source, None)
             logits = vmap(self._forward, in_dims=(axis, 0), randomness="same")(parameters, views)
         history = torch.stack(losses) if losses else views.new_zeros((0, len(views)))
-        return self._mean_over_views(logits), history, first
+        return self._mean_over_views(logits), history, looks
 
     def _copies_for(self, count: int) -> "WeightCopies":
         """Fresh copies of the weights for so many images, in memory that is used again for the next chunk."""
@@ -172,7 +177,7 @@ class ImageAdaptation:
         self._copies.reset()
         return self._copies
 
-    def _run_loop(self, views: Tensor, y1: Tensor | None) -> tuple[Tensor, Tensor, None]:
+    def _run_loop(self, views: Tensor, y1: Tensor | None) -> tuple[Tensor, Tensor]:
         shell = self.shell
         source = {name: value.detach().clone() for name, value in zip(shell.names, shell.parameters, strict=True)}
         parameters = dict(zip(shell.names, shell.parameters, strict=True))
@@ -199,7 +204,7 @@ class ImageAdaptation:
             with torch.no_grad():
                 logits.append(self._forward({}, image_views))
         shell.reset()
-        return self._mean_over_views(torch.stack(logits)), history, None
+        return self._mean_over_views(torch.stack(logits)), history
 
 
 class WeightCopies:
@@ -239,13 +244,14 @@ class WeightCopies:
     @torch.no_grad()
     def step(self, gradients: dict[str, Tensor], max_norm: float | None) -> None:
         """An optimizer step, after clipping the norm of each image's gradient."""
-        for value, name in zip(self.values, self.shell.names, strict=True):
-            value.grad = gradients[name].to(value.dtype)
+        casts = [gradients[name].to(value.dtype) for value, name in zip(self.values, self.shell.names, strict=True)]
         if max_norm is not None:
-            norms = torch.stack([value.grad.flatten(1).norm(dim=1) for value in self.values]).norm(dim=0)
+            norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in casts]).norm(dim=0)
             factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
-            for value in self.values:
-                value.grad.mul_(factors.view(-1, *[1] * (value.ndim - 1)))
+            for gradient in casts:
+                gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
+        for value, gradient in zip(self.values, casts, strict=True):
+            value.grad = gradient
         self.optimizer.step()
         for value in self.values:
             value.grad = None

@@ -23,7 +23,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def norm_parameter_names(model: nn.Module) -> set[str]:
     """Names of the parameters of normalisation layers."""
-    names = set()
+    names: set[str] = set()
     for module_name, module in model.named_modules():
         is_norm = isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm))
         if is_norm or "norm" in type(module).__name__.lower():
@@ -118,11 +118,11 @@ class ModelShell:
                     )
             selected = {} if choice is None else select_parameters(model, choice)
             self.names = list(selected)
-            self.source = list(selected.values())
+            self.source: list[Tensor] = list(selected.values())
             self.module = self._copy_around(model, {id(parameter) for parameter in self.source})
             parameters = dict(self.module.named_parameters())
-            self.parameters = [parameters[name] for name in self.names]
-            self.masters = [
+            self.parameters: list[Tensor] = [parameters[name] for name in self.names]
+            self.masters: list[Tensor] = [
                 parameter.detach().float().requires_grad_(True)
                 if parameter.dtype in (torch.float16, torch.bfloat16)
                 else parameter

@@ -2,7 +2,9 @@
 
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,14 +25,14 @@ class Passes:
     distances: Tensor
 
     @classmethod
-    def join(cls, parts: list["Passes"]) -> "Passes":
+    def join(cls, parts: Sequence["Passes"]) -> "Passes":
         """The passes of several batches as one."""
         if len(parts) == 1:
             return parts[0]
         names = ("logits", "y0", "y1", "distances")
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
-    def __getitem__(self, chosen: Tensor) -> "Passes":
+    def __getitem__(self, chosen: Tensor | slice) -> "Passes":
         return Passes(self.logits[chosen], self.y0[chosen], self.y1[chosen], self.distances[chosen])
 
 
@@ -57,7 +59,8 @@ def make_optimizer(config: AdaptationConfig, parameters: list[Tensor]) -> torch.
         return torch.optim.Adam(parameters, lr=config.learning_rate, fused=fused)
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.learning_rate)
-    optimizer = config.optimizer(parameters)
+    build: Any = config.optimizer  # the settings let no other names pass
+    optimizer = build(parameters)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
             "the optimizer callable takes the parameters and must return a torch.optim.Optimizer, got "
@@ -105,9 +108,7 @@ class SharedAdaptation:
         self.config = config
         self.distance = distance
         self.problem_type = problem_type
-        self.anchor_shell = None
-        if config.effective_anchor == "ema":
-            self.anchor_shell = ModelShell(shell.model, config.parameters)
+        self.anchor_shell = ModelShell(shell.model, config.parameters) if config.effective_anchor == "ema" else None
         self._optimizer: torch.optim.Optimizer | None = None
 
     @property
@@ -163,11 +164,10 @@ class SharedAdaptation:
     def _second_prediction(
         self, pixel_values: Tensor, y0: Tensor, frozen_y1: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        anchor = self.config.effective_anchor
-        if anchor == "self":
+        if self.config.effective_anchor == "self":
             return predict(self.shell(pixel_values, y0), self.problem_type), None
         with torch.no_grad():
-            if anchor == "ema":
+            if self.anchor_shell is not None:
                 return predict(self.anchor_shell(pixel_values, y0), self.problem_type), None
             if frozen_y1 is None:
                 # With other statistics than the gate's, the source model has to look again, once.
@@ -196,11 +196,10 @@ class SharedAdaptation:
         optimizer.step()
         self.shell.after_step()
         if self.anchor_shell is not None:
-            self._move_anchor()
+            self._move(self.anchor_shell)
         return True
 
     @torch.no_grad()
-    def _move_anchor(self) -> None:
-        anchor = self.anchor_shell
+    def _move(self, anchor: ModelShell) -> None:
         torch._foreach_lerp_(anchor.masters, self.shell.masters, 1 - self.config.ema_decay)
         anchor.after_step()

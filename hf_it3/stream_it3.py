@@ -128,7 +128,7 @@ class Stream:
                 resets = self.num_resets + 1
                 self.reset()
                 self.num_resets = resets
-                logits = None
+                return None, history
         return logits, history
 
     def state_dict(self) -> dict[str, Any]:

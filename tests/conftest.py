@@ -24,6 +24,12 @@ class RaiseOnDeprecation(logging.Handler):
             raise DeprecationWarning(message)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Random weights that do not depend on which tests ran before."""
+    set_seed(0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def deprecations_are_errors():
     handler = RaiseOnDeprecation(logging.WARNING)
