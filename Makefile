@@ -1,4 +1,4 @@
-# Each target works alone on a fresh machine with Python 3.10 or newer, and is quick when repeated.
+# Each target works alone on a fresh machine with Python 3.11 or newer, and is quick when repeated.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

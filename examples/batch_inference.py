@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo]"]
 # ///
 """Classifies a folder of images with several processes, each of which adapts to the images that it reads.

@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["hf-it3"]
 # ///
 """Turns a trained image classifier into one that adapts itself at test time.

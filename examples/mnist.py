@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo]"]
 # ///
 """The MNIST tutorial of torch-ttt, told with transformers: train, save, load, and adapt to noise.

@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo]", "fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.9"]
 # ///
 """Serves models over HTTP: one worker per model, and requests that wait together adapt together.

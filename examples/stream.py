@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo]"]
 # ///
 """Adapts a model to a stream of images, as they come, and keeps or pushes what it has become.

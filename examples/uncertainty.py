@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo]"]
 # ///
 """Rejects the predictions that the model is not sure of, by their idempotence distance.

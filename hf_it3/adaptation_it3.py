@@ -279,7 +279,7 @@ class TestTimeAdapter:
             **counts,
             "learning_rate": config.learning_rate,
             "parameters": config.parameters,
-            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 
@@ -97,7 +97,7 @@ class Store:
             sha = repo["commits"][sha]["parent"]
 
     def add_commit(self, repo, parent, files, title, message, author):
-        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
         commit = {"parent": parent, "files": files, "title": title, "message": message, "author": author, "date": date}
         sha = hashlib.sha1(json.dumps(commit).encode()).hexdigest()
         repo["commits"][sha] = commit

@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo]", "einops"]
 # ///
 """Adaptation by hf_it3 and by torch-ttt 0.0.2, side by side in one process.

@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo,eval]"]
 # ///
 """A small BatchNorm ResNet with and without IT3: accuracy, signal pass, statistics under contrast and fog.

@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["matplotlib>=3.8"]
 # ///
 """Draws how_it_works.png, the figure of the README: both passes in training and at test time. Takes a second.
