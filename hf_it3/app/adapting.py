@@ -1,6 +1,5 @@
 """What happens when a visitor presses the button: corrupt, adapt, and tell what came of it. No user interface."""
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +42,8 @@ class Result:
         seconds: that the call took.
         gate: idempotence distance from which on images are taken for shifted, `None` where there is no gate.
         looked_at: the distance that was held against it, of an image or the mean of those that share weights.
-        num_steps: that were asked for.
+        whose: the image or images that this is the distance of, in words.
+        alone: whether each image adapted by itself.
     """
 
     answers: list[Answer]
@@ -51,7 +51,8 @@ class Result:
     seconds: float
     gate: float | None
     looked_at: float
-    num_steps: int
+    whose: str
+    alone: bool
 
 
 def choose_corruptions(num_channels: int) -> list[str]:
@@ -98,16 +99,17 @@ def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | No
     ]
     distances = [answer.distance for answer in answers]
     adapter = classifier.adapter(**settings)
-    if adapter.config.scope == "stream":
-        distances = list(adapter.stream.distances)
-    elif adapter.config.scope == "image":
-        distances = distances[:1]
-    test, gate = adapter.shift_test, None
-    if test.gate is not None:
-        gate = test.mean + test.gate * test.std / math.sqrt(len(distances))
+    config = adapter.config
+    alone = config.scope == "image" or (config.scope == "batch" and len(answers) == 1 and config.augmentations > 0)
+    whose = "the image" if len(answers) == 1 else "mean of the images"
+    if config.scope == "stream":
+        distances, whose = list(adapter.stream.distances), "mean of the latest images"
+    elif alone and len(answers) > 1:
+        distances, whose = distances[:1], "the first image"
+    gate = adapter.shift_test.limit(len(distances))
     histories = [classes[0]["loss_history"] for classes in entries if classes[0]["loss_history"]]
     losses = np.mean(histories, axis=0).tolist() if histories else []
-    return Result(answers, losses, seconds, gate, float(np.mean(distances)), adapter.config.num_steps)
+    return Result(answers, losses, seconds, gate, float(np.mean(distances)), whose, alone)
 
 
 def clean_distances(classifier: IT3Pipeline, pixels: Tensor) -> list[float]:

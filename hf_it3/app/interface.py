@@ -17,8 +17,8 @@ from .visitor_images import MAX_BYTES, MAX_IMAGES, read_drawing, read_uploads
 
 
 NO_CORRUPTION = "none"
-# Of those that digits know, the one under which adaptation shows most.
-DEFAULT_CORRUPTION = "digits-shift/brightness"
+# Of those that digits know, the one under which adaptation shows most; photographs start with the first of theirs.
+DIGITS_CORRUPTION = "digits-shift/brightness"
 _SHOWN_DIGITS = 24
 _CANVAS = 280
 # Weights that a visitor's adaptation changed are forgotten after an hour without a visit.
@@ -26,7 +26,7 @@ _VISITOR_SECONDS = 3600
 # System fonts: a page that fetches fonts from elsewhere tells somebody who visits it.
 _FONTS = ("system-ui", "sans-serif")
 _INTRODUCTION = """# Idempotent test-time training
-Pick, draw or upload an image, spoil it, and see a model adapt itself to it without being told the answer.
+{} an image, spoil it, and see a model adapt itself to it without being told the answer.
 """
 
 
@@ -81,6 +81,8 @@ class Page:
         }
         if not gated:
             settings["gate"] = None
+        elif self.served.model.config.adaptation.gate is None:
+            settings["gate"] = AdaptationConfig().gate
         try:
             images, truths = self._images(source, digit, batch, drawing, files)
             pixels = self.served.read(images)
@@ -111,7 +113,7 @@ def build_app(served: ServedModel) -> gr.Blocks:
     """The page around a model, which may still be in preparation."""
     page = Page(served)
     with gr.Blocks(title="Idempotent test-time training", analytics_enabled=False) as app:
-        gr.Markdown(_INTRODUCTION)
+        gr.Markdown(_INTRODUCTION.format("Pick, draw or upload" if page.digit_order else "Upload"))
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 inputs = _inputs(page)
@@ -143,8 +145,9 @@ def build_app(served: ServedModel) -> gr.Blocks:
 def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
     """Three ways to bring an image, and what to do to it."""
     source, digit = gr.State("digit" if page.digit_order else "upload"), gr.State(0)
-    with gr.Tabs():
-        with gr.Tab("Test digit", visible=bool(page.digit_order)) as digit_tab:
+    # Named, because a page without digits would otherwise open at the first tab, which it hides.
+    with gr.Tabs(selected=source.value):
+        with gr.Tab("Test digit", id="digit", visible=bool(page.digit_order)) as digit_tab:
             rows = page.served.digits["test"].select(range(_SHOWN_DIGITS)) if page.digit_order else []
             gallery = gr.Gallery(
                 [row["image"].resize((64, 64), Image.Resampling.NEAREST) for row in rows],
@@ -162,7 +165,7 @@ def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
             batch = gr.Slider(
                 1, MAX_IMAGES, 32, step=1, label="Digits in the batch", info="The picked one and others adapt together"
             )
-        with gr.Tab("Draw", visible=bool(page.digit_order)) as draw_tab:
+        with gr.Tab("Draw", id="draw", visible=bool(page.digit_order)) as draw_tab:
             drawing = gr.Sketchpad(
                 Image.new("RGB", (_CANVAS, _CANVAS), "white"),
                 type="pil",
@@ -176,10 +179,11 @@ def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
                 format="png",
                 elem_id="drawing",
             )
-        with gr.Tab("Upload") as upload_tab:
+        with gr.Tab("Upload", id="upload") as upload_tab:
             files = gr.File(
                 file_count="multiple",
-                label=f"Images, at most {MAX_IMAGES}; several adapt as one batch",
+                # Short, because on a telephone two buttons stand beside it.
+                label=f"Up to {MAX_IMAGES} images, as one batch",
                 height=180,
                 elem_id="upload",
             )
@@ -188,12 +192,12 @@ def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
     gallery.select(_picked, outputs=digit, api_visibility="private", show_progress="hidden")
 
     names = choose_corruptions(page.num_channels)
-    default = DEFAULT_CORRUPTION if DEFAULT_CORRUPTION in names else names[0]
+    default = DIGITS_CORRUPTION if page.digit_order else names[0]
     with gr.Row():
         corruption = gr.Dropdown(
-            [NO_CORRUPTION, *names], value=default, label="Corruption", min_width=220, elem_id="corruption"
+            [NO_CORRUPTION, *names], value=default, label="Corruption", scale=2, min_width=270, elem_id="corruption"
         )
-        severity = gr.Slider(1, 5, 3, step=1, label="Severity", interactive=_has_severities(default), min_width=180)
+        severity = gr.Slider(1, 5, 3, step=1, label="Severity", interactive=_has_severities(default), min_width=140)
     corruption.change(
         lambda name: gr.update(interactive=_has_severities(name)),
         corruption,
@@ -216,15 +220,26 @@ def _settings(page: Page) -> list[Any]:
     """The settings of adaptation that start with the model's own, and the button that forgets a stream."""
     model = page.served.model
     own = AdaptationConfig() if model is None else model.config.adaptation
+    own_augmentation_steps = own.num_steps if own.augmentation_steps is None else own.augmentation_steps
     with gr.Accordion("Settings of the adaptation", open=False, elem_id="settings"):
         scope = gr.Radio(list(SCOPES), value=own.scope, label="Scope", info="Who shares adapted weights")
-        num_steps = gr.Slider(0, 30, own.num_steps, step=1, label="Steps")
+        num_steps = gr.Slider(0, max(30, own.num_steps), own.num_steps, step=1, label="Steps")
         learning_rate = gr.Number(own.learning_rate, label="Learning rate", minimum=0, maximum=1, step=1e-4)
         augmentations = gr.Slider(
-            0, 32, own.augmentations, step=1, label="Augmentations", info="Of an image that adapts alone"
+            0,
+            max(32, own.augmentations),
+            own.augmentations,
+            step=1,
+            label="Augmentations",
+            info="Of an image that adapts alone",
         )
         augmentation_steps = gr.Slider(
-            0, 30, own.augmentation_steps or 0, step=1, label="Steps on augmentations", info="0 only averages"
+            0,
+            max(30, own_augmentation_steps),
+            own_augmentation_steps,
+            step=1,
+            label="Steps on augmentations",
+            info="0 only averages",
         )
         gated = gr.Checkbox(own.gate is not None, label="Adapt only where the distance exceeds the gate")
         forget = gr.Button("Forget what the stream has learned", size="sm", visible=own.scope == "stream")

@@ -23,9 +23,11 @@ CSS = """
 .it3 .pair > .picture { flex: 0 0 11rem; max-width: 100%; }
 .it3 .pair > .bars, .it3 .pair > .chart { flex: 1 1 16rem; min-width: 0; }
 .it3 .picture img { width: 100%; border-radius: 6px; image-rendering: pixelated; margin: 0; background: #000; }
-.it3 .bar { display: grid; grid-template-columns: minmax(1.4rem, auto) 1fr 3rem; gap: .15rem .5rem;
+.it3 .picture img, .it3 .card img { box-shadow: 0 0 0 1px var(--border-color-primary); }
+.it3 .scores { display: grid; grid-template-columns: fit-content(min(9rem, 36%)) 1fr 3rem; gap: .15rem .5rem; }
+.it3 .bar { display: grid; grid-column: 1 / -1; grid-template-columns: subgrid;
   align-items: center; margin-bottom: .3rem; font-size: .8125rem; line-height: 1.1; }
-.it3 .bar .name { grid-row: span 2; max-width: 9rem; overflow-wrap: anywhere; font-weight: 600; }
+.it3 .bar .name { grid-row: span 2; min-width: 1.4rem; overflow-wrap: anywhere; font-weight: 600; }
 .it3 .track { height: .55rem; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; }
 .it3 .track > span { display: block; height: 100%; border-radius: 3px; }
 .it3 .number { text-align: right; font-variant-numeric: tabular-nums; }
@@ -33,13 +35,14 @@ CSS = """
 .it3 .key { display: inline-block; width: .8rem; height: .55rem; border-radius: 3px; margin: 0 .3rem 0 0; }
 .it3 svg { width: 100%; max-width: 30rem; height: auto; display: block; }
 .it3 svg text { fill: var(--it3-muted); font-size: 12px; font-family: inherit; }
-.it3 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(3.8rem, 1fr)); gap: .6rem; }
+.it3 .cards { display: grid; gap: .6rem; }
 .it3 .card { font-size: .8125rem; text-align: center; overflow-wrap: anywhere; }
 .it3 .card img { width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; border-radius: 4px;
   background: #000; margin: 0 0 .2rem; }
 .it3 .right { color: var(--it3-right); font-weight: 600; } .it3 .wrong { color: var(--it3-wrong); font-weight: 600; }
 .it3 progress { width: 100%; height: .6rem; accent-color: var(--it3-after); }
 .it3 h3:not(:first-child) { margin-top: .6rem; }
+#result .html-container { padding: 0; }
 #digits .grid-container { grid-template-columns: repeat(auto-fill, minmax(3.2rem, 1fr)); grid-template-rows: none;
   grid-auto-rows: auto; gap: .3rem; }
 #digits .gallery-item { height: auto; min-height: 0; }
@@ -68,11 +71,11 @@ def render_result(result: Result, clean: Sequence[float]) -> str:
     first = result.answers[0]
     parts = [
         _panel(
-            f'<div class="pair"><div class="picture"><h3>Corrupted image</h3>{_image(first.pixels, 176)}'
+            f'<div class="pair"><div class="picture"><h3>Input image</h3>{_image(first.pixels, 176)}'
             f"{_verdict(first)}</div>"
             f'<div class="bars"><h3>Class probabilities</h3>{_legend()}{_bars(first)}</div></div>'
         ),
-        _panel(f"<h3>{_headline(result)}</h3><p class='muted'>{_timing(result)}</p>"),
+        _panel(f"<h3>{_headline(result)}</h3>{_explanation(result)}<p class='muted'>{_timing(result)}</p>"),
         _panel(
             f'<div class="pair"><div class="chart">{_distances(result, clean)}</div>'
             f'<div class="chart">{_losses(result)}</div></div>'
@@ -120,7 +123,7 @@ def _image(pixels: Tensor, side: int) -> str:
 def _verdict(answer: Answer) -> str:
     if answer.truth is None:
         return ""
-    return f'<p class="muted">It shows <b>{html.escape(answer.truth)}</b></p>'
+    return f'<p class="muted">It shows <b>{html.escape(_short(answer.truth))}</b></p>'
 
 
 def _legend() -> str:
@@ -132,8 +135,8 @@ def _legend() -> str:
 
 def _bars(answer: Answer) -> str:
     names = sorted(answer.before, key=lambda name: -max(answer.before[name], answer.after[name]))[:MAX_CLASSES]
-    # In the model's own order where all fit, so that bars do not change places from one try to the next.
-    names = sorted(names) if len(answer.before) <= MAX_CLASSES else names
+    # By name where all fit, so that bars do not change places from one try to the next.
+    names = sorted(names, key=str.casefold) if len(answer.before) <= MAX_CLASSES else names
     rows = []
     for name in names:
         before, after = answer.before[name], answer.after[name]
@@ -145,7 +148,7 @@ def _bars(answer: Answer) -> str:
             f'<span class="track"><span class="after" style="width:{100 * after:.1f}%"></span></span>'
             f'<span class="number">{after:.1%}</span></div>'
         )
-    return "".join(rows)
+    return f'<div class="scores">{"".join(rows)}</div>'
 
 
 def _short(name: str) -> str:
@@ -160,12 +163,18 @@ def _headline(result: Result) -> str:
     if not adapted:
         reason = "the distance lies below the gate: no shift" if result.gate is not None else "no steps were asked for"
         return f"Not adapted: {reason}"
-    how = "adapted to" if result.losses else "averaged over augmentations, with the weights as they are"
+    how = "adapted to" if result.losses or not result.alone else "averaged over augmentations"
     if answers[0].truth is None:
         return f"{images} {how}"
     before = sum(answer.top_before == answer.truth for answer in answers)
     after = sum(answer.top_after == answer.truth for answer in answers)
     return f"{images} {how}. Right before: {before} of {count}, after: {after} of {count}"
+
+
+def _explanation(result: Result) -> str:
+    if result.losses or not result.alone or not any(answer.adapted for answer in result.answers):
+        return ""
+    return '<p class="muted">That leaves the weights as they are, so it is done whatever the gate says.</p>'
 
 
 def _timing(result: Result) -> str:
@@ -179,11 +188,19 @@ def _cards(result: Result) -> str:
     cards = []
     for answer in result.answers:
         labels = []
-        for label in (answer.top_before, answer.top_after):
+        for label in dict.fromkeys((answer.top_before, answer.top_after)):
             kind = "" if answer.truth is None else "right" if label == answer.truth else "wrong"
             labels.append(f'<span class="{kind}">{html.escape(_short(label))}</span>')
         cards.append(f'<div class="card">{_image(answer.pixels, 84)}{" &rarr; ".join(labels)}</div>')
-    return f'<h3>The whole batch, before &rarr; after</h3><div class="cards">{"".join(cards)}</div>'
+    # As wide as the longest word, so that none has to be broken.
+    names = {_short(name) for answer in result.answers for name in (answer.top_before, answer.top_after)}
+    longest = max(len(word) for word in " ".join(names).split(" "))
+    width = min(max(3.8, 0.55 * longest), 8)
+    return (
+        "<h3>The whole batch, before &rarr; after where that differs</h3>"
+        f'<div class="cards" style="grid-template-columns: repeat(auto-fill, minmax({width:.1f}rem, 1fr))">'
+        f"{''.join(cards)}</div>"
+    )
 
 
 def _scale(value: float, low: float, high: float) -> float:
@@ -229,9 +246,8 @@ def _distances(result: Result, clean: Sequence[float]) -> str:
             'stroke-dasharray="4 3"/>' + _text(x, _TOP - 10, f"gate {result.gate:.3f}")
         )
     parts.append(_text(_LEFT, _HEIGHT - 8, f"{low:.3f}") + _text(_WIDTH - _RIGHT, _HEIGHT - 8, f"{high:.3f}"))
-    what = "mean of the images" if len(own) > 1 else "the image"
     caption = (
-        f'<span class="entry"><span class="key after"></span>{what}: '
+        f'<span class="entry"><span class="key after"></span>{result.whose}: '
         f'<b data-testid="distance">{result.looked_at:.3f}</b></span>'
     )
     if clean:
@@ -263,7 +279,11 @@ def _losses(result: Result) -> str:
         if not any(answer.adapted for answer in result.answers):
             why = "The gate stayed closed, or no steps were asked for."
         else:
-            why = "A single image is averaged over its augmentations, by default without optimizer steps."
+            why = (
+                "An image that adapts alone is averaged over its augmentations, by default without optimizer steps."
+                if result.alone
+                else "The statistics of the batch took the place of those of the training images."
+            )
         return f'{title}<p class="muted">No optimizer steps were taken. {why}</p>'
     low, high = min(losses), max(losses)
     points = []

@@ -1,0 +1,51 @@
+"""A headless browser for the app, and what a visitor does with it."""
+
+import contextlib
+import os
+
+import pytest
+
+
+CHROMIUM = "/usr/bin/chromium"
+BROWSER_OPTIONS = (
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+TIMEOUT = 60_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
+    if not os.path.exists(CHROMIUM):
+        pytest.skip(f"the browser test needs {CHROMIUM}")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(BROWSER_OPTIONS))
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def visit(browser, address, **options):
+    """A visitor's page with the model ready; asks nobody but the app."""
+    with contextlib.closing(browser.new_context(**options)) as context:
+        page, elsewhere = context.new_page(), []
+        page.set_default_timeout(TIMEOUT)
+        page.on("request", lambda request: elsewhere.append(request.url))
+        page.goto(address)
+        page.wait_for_selector("#adapt:not([disabled])")
+        yield page
+        foreign = [url for url in elsewhere if not url.startswith((address, "data:", "blob:"))]
+        assert not foreign, f"the page fetched {foreign[:3]}"
+
+
+def adapt(page):
+    """Presses the button and returns the bars that appear: label -> (before, after)."""
+    page.evaluate("document.querySelectorAll('[data-testid=result], [role=alert]').forEach(e => e.remove())")
+    page.click("#adapt")
+    page.wait_for_selector("[data-testid=result], [role=alert]")
+    rows = page.locator(".bar").evaluate_all("bars => bars.map(bar => ({...bar.dataset}))")
+    return {row["label"]: (float(row["before"]), float(row["after"])) for row in rows}

@@ -1,0 +1,155 @@
+"""The app with a model of photographs that has classes of its own."""
+
+import os
+
+import numpy as np
+import pytest
+import space_fixtures
+from PIL import Image
+from space_fixtures import adapt, visit
+from transformers import ResNetConfig, set_seed
+
+
+pytest.importorskip("gradio", reason="the app needs the extra 'app'")
+
+from hf_it3 import IT3ForImageClassification, IT3ImageProcessor
+from hf_it3.app import launch
+from hf_it3.app.adapting import classify
+from hf_it3.app.interface import Page, build_app
+from hf_it3.app.rendering import render_result
+from hf_it3.app.served_model import ServedModel
+from hf_it3.app.visitor_images import MAX_PIXELS
+
+
+browser = space_fixtures.browser
+NAMES = ["tabby, tabby cat", "golden retriever", "<b>bold</b> & co", "African bush elephant, Loxodonta africana"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A small ResNet for RGB images, untrained, with a reference distance as training leaves one."""
+    set_seed(0)
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], id2label=dict(enumerate(NAMES)))
+    model = IT3ForImageClassification.from_backbone(resnet)
+    model.config.reference_distance = {"mean": -0.9, "std": 0.1}
+    directory = tmp_path_factory.mktemp("photographs")
+    model.save_pretrained(directory)
+    IT3ImageProcessor(size={"height": 48, "width": 48}).save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture
+def served(directory):
+    served = ServedModel(directory)
+    served.prepare()
+    return served
+
+
+@pytest.fixture(scope="module")
+def address(directory):
+    app = launch(directory, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    yield app.local_url.rstrip("/")
+    app.close()
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Files of several modes, shapes and formats."""
+    folder = tmp_path_factory.mktemp("uploads")
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(folder / "beach.jpg")
+    image.convert("L").save(folder / "fog.png")
+    image.convert("RGBA").rotate(90, expand=True).save(folder / "tower.webp")
+    return [str(folder / name) for name in ("beach.jpg", "fog.png", "tower.webp")]
+
+
+def upload(page, *files):
+    clear = page.get_by_label("Clear")
+    if clear.count():
+        clear.first.click()
+    page.locator("#upload input[type=file]").set_input_files(files)
+    page.get_by_text(os.path.basename(files[-1]).partition(".")[0]).first.wait_for()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_visitor_uploads_photographs_and_sees_the_models_own_classes(browser, address, photographs, width):
+    with visit(browser, address, viewport={"width": width, "height": 844}) as page:
+        assert page.get_by_role("tab").all_inner_texts() == ["Upload"]
+        assert "Draw" not in page.locator("h1 + p").inner_text()
+        assert page.locator("#corruption input").input_value().startswith("imagenet-c/")
+        upload(page, photographs[0])
+        assert adapt(page).keys() == set(NAMES)
+        assert page.locator(".bar b").count() == 0
+        tracks = page.locator(".bar .track").evaluate_all("all => all.map(e => e.getBoundingClientRect().toJSON())")
+        assert len({round(track["left"]) for track in tracks}) == len({round(track["width"]) for track in tracks}) == 1
+        assert tracks[0]["width"] > 90
+        upload(page, *photographs)
+        adapt(page)
+        assert page.locator(".card img").count() == 3
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_files_that_cannot_be_used_are_named_and_the_next_ones_work(browser, address, photographs, tmp_path):
+    text, huge = tmp_path / "notes.png", tmp_path / "huge.png"
+    text.write_text("no image")
+    side = int(MAX_PIXELS**0.5) + 1000
+    Image.new("1", (side, side)).save(huge)
+    with visit(browser, address) as page:
+        adapt(page)
+        assert "Upload an image first" in page.locator("[role=alert]").inner_text()
+        for path, message in ((text, "notes.png is not an image"), (huge, f"huge.png has {side} x {side} pixels")):
+            upload(page, photographs[0], str(path))
+            adapt(page)
+            assert message in page.locator("[role=alert]").inner_text()
+        upload(page, photographs[1])
+        assert adapt(page).keys() == set(NAMES)
+
+
+def test_settings_beyond_the_usual_ranges_are_the_ones_that_the_page_starts_with(served):
+    own = {"num_steps": 50, "augmentations": 40, "augmentation_steps": None, "gate": None}
+    served.model.config.adaptation = served.model.config.adaptation.replace(**own)
+    blocks = {block.label: block for block in build_app(served).blocks.values() if getattr(block, "label", None)}
+    for label, value in (("Steps", 50), ("Augmentations", 40), ("Steps on augmentations", 50)):
+        assert blocks[label].value == value <= blocks[label].maximum
+    assert blocks["Adapt only where the distance exceeds the gate"].value is False
+
+
+def test_the_gate_can_be_asked_for_where_the_model_has_none(served, photographs):
+    served.model.config.adaptation = served.model.config.adaptation.replace(gate=None)
+    served.model.config.reference_distance = {"mean": 1e6, "std": 0.1}
+
+    def press(gated):
+        settings = ("batch", 2, 1e-3, 0, 0, gated)
+        return Page(served).adapt(None, "upload", 0, 1, None, photographs, "none", 3, *settings)[1]
+
+    assert "3 of 3 images were adapted to" in press(gated=False)
+    assert "Not adapted: the distance lies below the gate" in press(gated=True)
+
+
+def test_what_is_said_of_the_gate_is_what_was_held_against_it(served, photographs):
+    pixels = served.read([Image.open(path) for path in photographs])
+
+    def told(count, **settings):
+        return render_result(classify(served.classifier(), pixels[:count], **settings), [])
+
+    assert "The image was averaged over augmentations" in told(1)
+    assert "whatever the gate says" in told(1)
+    assert "the image: <b" in told(1)
+    assert "the first image: <b" in told(3, scope="image")
+    assert "mean of the images: <b" in told(3)
+    assert "mean of the latest images: <b" in told(3, scope="stream")
+    assert "whatever the gate says" not in told(3)
+    statistics = told(3, num_steps=0, norm_statistics="batch")
+    assert "3 of 3 images were adapted to" in statistics
+    assert "statistics of the batch took the place" in statistics
+
+
+def test_a_class_that_stays_is_named_once_and_one_that_changes_twice(served, photographs):
+    pixels = served.read([Image.open(path) for path in photographs])
+    result = classify(served.classifier(), pixels, gate=None)
+    for answer in result.answers:
+        answer.before = {"cat": 0.6, "dog": 0.4}
+        answer.after = {"cat": 0.7, "dog": 0.3}
+    result.answers[2].after = {"cat": 0.2, "dog": 0.8}
+    assert render_result(result, []).count("</span> &rarr; <span") == 1
