@@ -274,8 +274,8 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
         expected = (batch_size, self.config.num_labels)
         if tuple(signal.shape) != expected:
             raise ValueError(f"label_signal must have shape {expected}, got {tuple(signal.shape)}")
-        parameter = next(self.embedder.parameters(), None)
-        return self.embedder(signal if parameter is None else signal.to(parameter.dtype))
+        parameters = list(self.embedder.parameters())  # torch 2.8 compiles no next() with a default
+        return self.embedder(signal.to(parameters[0].dtype) if parameters else signal)
 
     def _problem_type(self, labels: Tensor) -> str:
         """The configured problem type, or the one that the labels show, which is then kept."""
