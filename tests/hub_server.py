@@ -4,9 +4,9 @@
 
 The server speaks the part of the Hub's HTTP protocol that uploads, downloads and access checks need. It uses the
 standard library only and runs in a process of its own, so that a client under test can be killed, cut off or refused
-without touching the state it talks to. Large files are served, as on the real Hub, by a second port, which refuses
-requests that carry a token. Requests under ``/_control/`` arm faults and read the state; `hub_fixtures.HubServer`
-sends them.
+without touching the state it talks to. Large files are served, as on the real Hub, by another host, here a second
+port under another name, which refuses requests that carry a token. Requests under ``/_control/`` arm faults and read
+the state; `hub_fixtures.HubServer` sends them.
 """
 
 import argparse
@@ -104,7 +104,7 @@ class Hub:
 
     def signed(self, method, path):
         """An address on the storage port that needs no token."""
-        return f"http://127.0.0.1:{self.storage.server_port}{path}?sig={self.signature(method, path)}"
+        return f"http://localhost:{self.storage.server_port}{path}?sig={self.signature(method, path)}"
 
     def serve(self):
         threading.Thread(target=self.storage.serve_forever, daemon=True).start()

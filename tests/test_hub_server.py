@@ -7,6 +7,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import hub_fixtures
 import pytest
@@ -31,6 +32,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
+from huggingface_hub.utils import fix_hf_endpoint_in_url
 
 
 hub, hub_client = hub_fixtures.hub, hub_fixtures.hub_client
@@ -512,7 +514,11 @@ class TestStorage:
 
 
 class TestLibraries:
-    def test_a_card_is_pushed_and_loaded(self, hub, hub_client, repo):
+    def test_a_card_is_pushed_and_loaded(self, hub, hub_client, repo, monkeypatch):
+        # Before 2.2, the client asks the public Hub whether a card is valid, whatever the endpoint.
+        post = get_session().post
+        session = SimpleNamespace(post=lambda url, **kw: post(fix_hf_endpoint_in_url(url, hub.endpoint), **kw))
+        monkeypatch.setattr("huggingface_hub.repocard.get_session", lambda: session)
         card = ModelCard("---\nlibrary_name: hf_it3\ntags:\n- it3\n---\n# A card\n")
         card.push_to_hub(repo)
         assert ModelCard.load(repo).data.tags == ["it3"]
