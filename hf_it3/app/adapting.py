@@ -86,6 +86,7 @@ def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | No
         **settings,
     )
     seconds = time.perf_counter() - start
+    names: Sequence[str | None] = truths or [None] * len(pixels)
     answers = [
         Answer(
             pixels=image,
@@ -95,14 +96,14 @@ def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | No
             adapted=classes[0]["adapted"],
             truth=truth,
         )
-        for image, classes, truth in zip(pixels, entries, truths or [None] * len(pixels), strict=True)
+        for image, classes, truth in zip(pixels, entries, names, strict=True)
     ]
     distances = [answer.distance for answer in answers]
     adapter = classifier.adapter(**settings)
     config = adapter.config
     alone = config.scope == "image" or (config.scope == "batch" and len(answers) == 1 and config.augmentations > 0)
     whose = "the image" if len(answers) == 1 else "mean of the images"
-    if config.scope == "stream":
+    if adapter.stream is not None:
         distances, whose = list(adapter.stream.distances), "mean of the latest images"
     elif alone and len(answers) > 1:
         distances, whose = distances[:1], "the first image"

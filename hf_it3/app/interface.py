@@ -69,7 +69,8 @@ class Page:
         gated: bool,
     ) -> tuple[Any, str]:
         """Corrupts the visitor's images, adapts to them, and renders what came of it."""
-        if not self.served.finished.is_set() or self.served.error:
+        model = self.served.model
+        if model is None or not self.served.finished.is_set() or self.served.error:
             return classifier, render_alert("The model is not ready yet; wait a moment and try again.")
         classifier = classifier or self.served.classifier()
         settings: dict[str, Any] = {
@@ -81,7 +82,7 @@ class Page:
         }
         if not gated:
             settings["gate"] = None
-        elif self.served.model.config.adaptation.gate is None:
+        elif model.config.adaptation.gate is None:
             settings["gate"] = AdaptationConfig().gate
         try:
             images, truths = self._images(source, digit, batch, drawing, files)
@@ -100,12 +101,13 @@ class Page:
             return [read_drawing(drawing)], None
         if source == "upload":
             return read_uploads(files), None
-        if not self.digit_order:
+        model, digits = self.served.model, self.served.digits
+        if model is None or digits is None:
             raise ValueError("This model does not read digits; upload an image.")
         # The picked digit, and as many others as asked for, the same ones every time.
         others = [position for position in self.digit_order if position != int(digit)]
-        rows = self.served.digits["test"].select([int(digit), *others[: int(batch) - 1]])
-        labels = self.served.model.config.id2label
+        rows = digits["test"].select([int(digit), *others[: int(batch) - 1]])
+        labels = model.config.id2label
         return [row["image"] for row in rows], [labels[row["label"]] for row in rows]
 
 
@@ -148,7 +150,8 @@ def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
     # Named, because a page without digits would otherwise open at the first tab, which it hides.
     with gr.Tabs(selected=source.value):
         with gr.Tab("Test digit", id="digit", visible=bool(page.digit_order)) as digit_tab:
-            rows = page.served.digits["test"].select(range(_SHOWN_DIGITS)) if page.digit_order else []
+            digits = page.served.digits
+            rows = [] if digits is None else digits["test"].select(range(_SHOWN_DIGITS))
             gallery = gr.Gallery(
                 [row["image"].resize((64, 64), Image.Resampling.NEAREST) for row in rows],
                 columns=8,

@@ -124,7 +124,14 @@ class ServedModel:
         directory = Path(tempfile.mkdtemp(prefix=".training-", dir=self.cache_dir.parent))
         try:
             train_network(
-                self.digits["train"], processor, names, directory, 0, recipe, self.num_epochs, [_ShowProgress(self)]
+                (self.digits or load_digits())["train"],
+                processor,
+                names,
+                directory,
+                0,
+                recipe,
+                self.num_epochs,
+                [_ShowProgress(self)],
             )
             # In one step, so that no other start ever finds half a model.
             directory.rename(self.cache_dir)

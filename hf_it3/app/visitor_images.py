@@ -70,7 +70,7 @@ def read_drawing(drawing: Any) -> Image.Image:
     composite = drawing.get("composite") if isinstance(drawing, dict) else drawing
     strokes = None if composite is None else ImageOps.invert(to_mode(composite, "L"))
     box = None if strokes is None else strokes.point(lambda value: 255 * (value > 64)).getbbox()
-    if box is None:
+    if strokes is None or box is None:
         raise ValueError("Draw a digit first.")
     digit = strokes.crop(box)
     side = round(max(digit.size) * (1 + 2 * _MARGIN))
