@@ -4,12 +4,12 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from .configuration_cnn_it3 import IT3CNNConfig
+from .cpu_layers_it3 import SmallConv2d, max_pool_2x2
 
 
 @torch.no_grad()
@@ -20,56 +20,6 @@ def init_like_torch(module: nn.Module) -> None:
         if module.bias is not None:
             bound = 1 / math.sqrt(module.weight[0].numel())
             init.uniform_(module.bias, -bound, bound)
-
-
-class _MaxPool2x2(torch.autograd.Function):
-    """Max pooling by comparing strided views: on CPUs several times faster than `F.max_pool2d`, and for the backward
-    pass it keeps two small masks instead of the features."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        top, bottom = _row_pairs(features)
-        rows, is_bottom = torch.maximum(top, bottom), bottom > top
-        left, right = rows[..., 0::2], rows[..., 1::2]
-        # Of equal maxima the first one, row by row, counts, as in `F.max_pool2d`.
-        is_right = (right > left) | ((right == left) & (is_bottom[..., 0::2] > is_bottom[..., 1::2]))
-        return torch.maximum(left, right), is_bottom, is_right
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        _, is_bottom, is_right = output
-        ctx.shape = inputs[0].shape
-        ctx.save_for_backward(is_bottom, is_right)
-        ctx.mark_non_differentiable(is_bottom, is_right)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor, *unused: None) -> Tensor:
-        is_bottom, is_right = ctx.saved_tensors
-        to_right = gradient * is_right
-        rows = torch.stack([gradient - to_right, to_right], -1).flatten(-2)
-        to_bottom = rows * is_bottom
-        result = torch.stack([rows - to_bottom, to_bottom], -2).flatten(-3, -2)
-        missing = [size for axis in (-1, -2) for size in (0, ctx.shape[axis] - result.shape[axis])]
-        return F.pad(result, missing) if any(missing) else result
-
-
-def _row_pairs(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Every first and every second row, without what does not fit into 2x2 pixels."""
-    height, width = features.shape[-2] // 2 * 2, features.shape[-1] // 2 * 2
-    return features[..., 0:height:2, :width], features[..., 1:height:2, :width]
-
-
-def max_pool_2x2(features: Tensor) -> Tensor:
-    """Maximum over 2x2 pixels of `(B, C, H, W)`, as `F.max_pool2d(features, 2)` gives it, gradient included."""
-    if features.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.max_pool2d(features, 2)
-    if torch.is_grad_enabled() and features.requires_grad:
-        return _MaxPool2x2.apply(features)[0]
-    rows = torch.maximum(*_row_pairs(features))
-    return torch.maximum(rows[..., 0::2], rows[..., 1::2])
 
 
 class IT3CNNForImageClassification(PreTrainedModel):
@@ -93,15 +43,15 @@ class IT3CNNForImageClassification(PreTrainedModel):
     config_class = IT3CNNConfig
     base_model_prefix = "it3_cnn"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     accepts_loss_kwargs = False
 
     def __init__(self, config: IT3CNNConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         first, second = config.conv_channels
-        self.conv1 = nn.Conv2d(config.num_channels, first, config.kernel_size)
-        self.conv2 = nn.Conv2d(first, second, config.kernel_size)
+        self.conv1 = SmallConv2d(config.num_channels, first, config.kernel_size)
+        self.conv2 = SmallConv2d(first, second, config.kernel_size)
         self.fc1 = nn.Linear(config.flattened_size, config.hidden_size)
         self.fc2 = nn.Linear(config.hidden_size, config.hidden_size)
         self.fc3 = nn.Linear(config.hidden_size, config.hidden_size)
