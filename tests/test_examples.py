@@ -1,9 +1,6 @@
 """Every example runs in a small setting, prints what it promises, and says what is wrong in one line."""
 
 import ast
-import concurrent.futures
-import importlib.util
-import io
 import json
 import os
 import re
@@ -35,6 +32,18 @@ def run(script, *arguments, cwd, check=True, environment=OFFLINE):
     if check:
         assert process.returncode == 0, process.stderr[-2000:]
     return process
+
+
+@pytest.fixture
+def run_here(hub_client, monkeypatch, tmp_path):
+    """Runs a script in this process, with the loopback Hub: another takes seconds to start."""
+
+    def run_script(script, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+
+    return run_script
 
 
 def percentages(line):
@@ -84,11 +93,13 @@ def test_the_stream_adapts_and_its_model_is_kept_and_pushed(hub, trained_directo
     assert "preprocessor_config.json" in hub.files(pushed)
 
 
-def test_a_stream_that_began_on_the_hub_is_pushed_there_as_what_changed(hub, hub_client, trained_directory, tmp_path):
+def test_a_stream_that_began_on_the_hub_is_pushed_there_as_what_changed(
+    hub, run_here, trained_directory, tmp_path, capsys
+):
     base, pushed = hub.name("digits"), hub.name("my-camera")
     pipeline("it3-image-classification", model=trained_directory).push_to_hub(base)
-    output = run("stream.py", "--model", base, "--push", pushed, cwd=tmp_path, environment=hub.env()).stdout
-    assert f"pushed to {pushed}" in output
+    run_here("stream.py", "--model", base, "--push", pushed)
+    assert f"pushed to {pushed}" in capsys.readouterr().out
     assert "delta.safetensors" in hub.files(pushed)
     assert "model.safetensors" not in hub.files(pushed)
     assert "digits that grow brighter" in hub.read(pushed, "README.md").decode()
@@ -161,20 +172,18 @@ def test_torch_ttt_and_ours_give_the_same_answers(tmp_path):
 
 
 @pytest.fixture
-def complaint(hub_client, monkeypatch, tmp_path):
-    """Runs a script that cannot work, in this process, since another takes seconds to start; what it ends with."""
+def complaint(run_here):
+    """Runs a script that cannot work; what it ends with."""
 
-    def run_here(script, *arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    def run_and_end(script, *arguments):
         with pytest.raises(SystemExit) as ending:
-            runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+            run_here(script, *arguments)
         # Python prints a text to stderr, alone, and exits with 1.
         assert isinstance(ending.value.code, str)
         assert len(ending.value.code.splitlines()) == 1
         return ending.value.code
 
-    return run_here
+    return run_and_end
 
 
 @pytest.mark.parametrize(
@@ -205,95 +214,3 @@ def test_a_push_that_is_refused_is_said_in_one_line(complaint, hub, trained_dire
 def test_without_torch_ttt_the_migration_example_says_what_to_install(complaint, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_ttt", None)
     assert "this example needs: pip install torch-ttt==0.0.2 einops" in complaint("from_torch_ttt.py")
-
-
-@pytest.fixture(scope="module")
-def serve():
-    for name in ("fastapi", "uvicorn", "multipart", "httpx"):
-        pytest.importorskip(name, reason="the server example needs fastapi, uvicorn, python-multipart and httpx")
-    spec = importlib.util.spec_from_file_location("serve_example", EXAMPLES / "serve.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where FastAPI looks up the annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def service(serve, trained_directory):
-    """Two models behind a real server on a free port of the loopback device, and a client."""
-    import socket
-    import threading
-
-    import httpx
-    import uvicorn
-
-    classifiers = {
-        name: pipeline("it3-image-classification", model=trained_directory, top_k=1, adapt=adapt)
-        for name, adapt in (("adapting", True), ("plain", False))
-    }
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(serve.create_app(classifiers, batch_size=64), log_level="warning"))
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    try:
-        # The socket listens already: requests wait until the server takes them.
-        with httpx.Client(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=60) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
-        listening.close()
-
-
-def as_file(image):
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return ("images", ("digit.png", buffer.getvalue(), "image/png"))
-
-
-def test_concurrent_requests_each_get_their_own_answers(service, digits):
-    rows = digits["test"].select(range(48))
-    files = [as_file(image) for image in rows["image"]]
-
-    def ask(position):
-        part = files[3 * position : 3 * position + 3]
-        return service.post("/models/plain", files=part).raise_for_status().json()["predictions"]
-
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        together = [answer for answers in pool.map(ask, range(16)) for answer in answers]
-    alone = service.post("/models/plain", files=files).json()["predictions"]
-    assert [answer[0]["label"] for answer in together] == [answer[0]["label"] for answer in alone]
-    right = sum(answer[0]["label"] == f"LABEL_{label}" for answer, label in zip(together, rows["label"], strict=True))
-    assert right > 30
-
-
-def test_requests_that_wait_together_adapt_together(serve):
-    import threading
-
-    gate, batches = threading.Event(), []
-
-    def classifier(images, batch_size, return_idempotence):
-        gate.wait(30)
-        batches.append(len(images))
-        return [[{"label": image}] for image in images]
-
-    worker = serve.Worker(classifier, batch_size=8)
-    first = worker.submit(["a"])
-    others = [worker.submit([name, name]) for name in "bcd"]
-    gate.set()
-    assert first.result(30)[0] == [[{"label": "a"}]]
-    assert [other.result(30)[0][0][0]["label"] for other in others] == list("bcd")
-    worker.stop()
-    assert sum(batches) == 7
-    assert max(batches) >= 6
-
-
-def test_the_server_refuses_what_it_cannot_read_and_goes_on(service, digits):
-    good = as_file(digits["test"][0]["image"])
-    bad = service.post("/models/adapting", files=[good, ("images", ("notes.txt", b"no image", "text/plain"))])
-    assert (bad.status_code, bad.json()["detail"]) == (400, "notes.txt is not an image that can be read")
-    unknown = service.post("/models/unknown", files=[good])
-    assert unknown.status_code == 404
-    assert "adapting, plain" in unknown.json()["detail"]
-    assert service.post("/models/adapting", files=[good]).status_code == 200
-    assert list(service.get("/models").json()) == ["adapting", "plain"]
