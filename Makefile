@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+MIN_VENV := .venv-min
+MIN_INSTALLED := $(MIN_VENV)/.installed
 
-.PHONY: demo cards test check format clean
+.PHONY: demo cards test test-min check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/hf-it3 demo --output_dir runs/demo $(ARGS)
@@ -14,6 +16,10 @@ cards: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# The same tests with the oldest versions that pyproject.toml admits; these are made for Python 3.11 and 3.12.
+test-min: $(MIN_INSTALLED)
+	$(MIN_VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -30,5 +36,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(INSTALLED)
 
+# Every ">=" of pyproject.toml becomes a "==" for pip; the old torch is a CUDA build on Linux, several gigabytes.
+$(MIN_INSTALLED): pyproject.toml
+	test -x $(MIN_VENV)/bin/python || $(PYTHON) -m venv $(MIN_VENV)
+	grep -oE '"[A-Za-z0-9._-]+(\[[a-z,]*\])?[>=]=[0-9.]+' pyproject.toml | sed -E 's/"|\[.*\]//g; s/>=/==/' \
+		> $(MIN_VENV)/constraints.txt
+	$(MIN_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(MIN_VENV)/constraints.txt -e ".[test]"
+	touch $(MIN_INSTALLED)
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(MIN_VENV) runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache

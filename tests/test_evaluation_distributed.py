@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,8 @@ def test_two_processes_give_exactly_the_figures_of_one(folders, name):
 
 def test_both_processes_took_part(folders):
     *_, printed = folders
-    assert sorted(printed.split()) == ["0/2", "1/2"]
+    # torch 2.8 prints lines of its own about the connections.
+    assert sorted(re.findall(r"^\d/\d$", printed, re.MULTILINE)) == ["0/2", "1/2"]
 
 
 if __name__ == "__main__":
