@@ -20,16 +20,17 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from datasets import Image, load_dataset
-from datasets.distributed import split_dataset_by_node
-from transformers import pipeline
-
-import hf_it3  # registers the pipeline's task
-
 
 def classify_share(rank: int, options: argparse.Namespace) -> tuple[Path, int]:
     """Classifies one process's files and writes their lines, batch by batch."""
+    # Imported here, so that the process that only hands out the work does not spend seconds on them first.
+    import torch
+    from datasets import Image, load_dataset
+    from datasets.distributed import split_dataset_by_node
+    from transformers import pipeline
+
+    import hf_it3  # noqa: F401 - registers the pipeline's task
+
     # Processes that each use every core only wait for one another.
     torch.set_num_threads(max(1, multiprocessing.cpu_count() // options.processes))
     classifier = pipeline("it3-image-classification", model=str(options.model), top_k=1, return_idempotence=True)
@@ -52,12 +53,13 @@ def classify_share(rank: int, options: argparse.Namespace) -> tuple[Path, int]:
 
 def make_model_and_images(folder: Path, num_images: int, num_epochs: int) -> tuple[Path, Path]:
     """A model trained on the bundled digits, and noisy digits as files, for a try without any of your own."""
+    from hf_it3 import IT3ImageProcessor
     from hf_it3.corruptions import CorruptionTransform
     from hf_it3.data import DIGITS, load_digits
     from hf_it3.demo import RECIPES, train_network
 
     digits, recipe = load_digits(), RECIPES[DIGITS]
-    processor = hf_it3.IT3ImageProcessor(num_channels=1, image_mean=[recipe.mean], image_std=[recipe.std])
+    processor = IT3ImageProcessor(num_channels=1, image_mean=[recipe.mean], image_std=[recipe.std])
     model = folder / "model"
     train_network(digits["train"], processor, [str(digit) for digit in range(10)], model, 0, recipe, num_epochs)
     brighten = CorruptionTransform("digits-shift/brightness")
