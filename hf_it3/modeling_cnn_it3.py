@@ -9,7 +9,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from .configuration_cnn_it3 import IT3CNNConfig
-from .cpu_layers_it3 import SmallConv2d, max_pool_2x2
+from .pooling_it3 import max_pool_2x2
 
 
 @torch.no_grad()
@@ -50,8 +50,8 @@ class IT3CNNForImageClassification(PreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         first, second = config.conv_channels
-        self.conv1 = SmallConv2d(config.num_channels, first, config.kernel_size)
-        self.conv2 = SmallConv2d(first, second, config.kernel_size)
+        self.conv1 = nn.Conv2d(config.num_channels, first, config.kernel_size)
+        self.conv2 = nn.Conv2d(first, second, config.kernel_size)
         self.fc1 = nn.Linear(config.flattened_size, config.hidden_size)
         self.fc2 = nn.Linear(config.hidden_size, config.hidden_size)
         self.fc3 = nn.Linear(config.hidden_size, config.hidden_size)

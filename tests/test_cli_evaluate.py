@@ -53,6 +53,15 @@ def test_files_are_written_and_resumed_from(command, capsys, tmp_path):
     assert capsys.readouterr().out == first
 
 
+@pytest.fixture
+def heeded_ctrl_c():
+    """A shell's background jobs ignore Ctrl-C, and the tests may be one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_ctrl_c")
 def test_ctrl_c_prints_what_is_finished_and_leaves_valid_results(command, capsys, tmp_path, monkeypatch):
     original = Runner._run_batch
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from hf_it3 import IT3CNNConfig, IT3CNNForImageClassification
-from hf_it3.cpu_layers_it3 import SmallConv2d, max_pool_2x2
+from hf_it3.pooling_it3 import max_pool_2x2
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 8, 8), (2, 3, 7, 9), (60, 10, 12, 12), (60, 20, 9, 7)], ids=str)
@@ -28,25 +28,6 @@ def test_pooling_has_gradients_of_single_images_under_vmap():
     ours = torch.func.vmap(torch.func.grad(lambda image: max_pool_2x2(image).square().sum()))(features)
     theirs = torch.func.vmap(torch.func.grad(lambda image: F.max_pool2d(image, 2).square().sum()))(features)
     assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize("batch", [0, 1, 40])
-def test_a_convolution_is_that_of_torch_whichever_kernel_computes_it(batch):
-    torch.manual_seed(0)
-    layer = SmallConv2d(3, 8, 5)
-    images = torch.randn(batch, 3, 28, 28, requires_grad=True)
-    actual, expected = layer(images), F.conv2d(images, layer.weight, layer.bias)
-    torch.testing.assert_close(actual, expected)
-    gradient = torch.randn_like(expected)
-    inputs = (images, layer.weight, layer.bias)
-    for ours, theirs in zip(*(torch.autograd.grad(o, inputs, gradient) for o in (actual, expected)), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_a_convolution_of_one_image_is_cast_by_autocast():
-    layer = SmallConv2d(1, 2, 5)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert layer(torch.randn(1, 1, 28, 28)).dtype == torch.bfloat16
 
 
 def test_images_of_another_shape_are_refused_with_both_shapes():

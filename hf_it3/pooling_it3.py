@@ -1,38 +1,10 @@
-"""Layers of the small convolutional network in forms that are fast on CPUs, with the same results."""
+"""Max pooling in a form that is fast on CPUs, with the same results."""
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-
-
-# Multiplications below which torch's plain convolution is faster than that of oneDNN.
-_LITTLE_WORK = 6_000_000
-# Values below which torch's own max pooling is faster in training than masks are.
-_FEW_VALUES = 60_000
-
-
-def _runs_plainly_on_cpu(features: Tensor) -> bool:
-    """Whether a layer may choose its own kernels: on a CPU, and nobody rewrites, records or casts what it does."""
-    return (
-        features.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
-    )
-
-
-class SmallConv2d(nn.Conv2d):
-    """A convolution without padding that spares a few small images the preparations of oneDNN, which take several
-    times as long as the arithmetic."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        work = features.numel() // self.in_channels * self.weight.numel()
-        if work < _LITTLE_WORK and _runs_plainly_on_cpu(features):
-            return torch.ops.aten.thnn_conv2d(features, self.weight, self.kernel_size, self.bias)
-        return super().forward(features)
 
 
 class _MaxPool2x2(torch.autograd.Function):
@@ -80,8 +52,6 @@ def max_pool_2x2(features: Tensor) -> Tensor:
     if features.device.type != "cpu" or torch.compiler.is_compiling():
         return F.max_pool2d(features, 2)
     if torch.is_grad_enabled() and features.requires_grad:
-        if features.numel() < _FEW_VALUES and _runs_plainly_on_cpu(features):
-            return F.max_pool2d(features, 2)
         return _MaxPool2x2.apply(features)[0]
     rows = torch.maximum(*_row_pairs(features))
     return torch.maximum(rows[..., 0::2], rows[..., 1::2])
