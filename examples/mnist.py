@@ -1,6 +1,9 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo]"]
+#
+# [tool.uv.sources]
+# hf-it3 = { path = "..", editable = true }
 # ///
 """The MNIST tutorial of torch-ttt, told with transformers: train, save, load, and adapt to noise.
 
@@ -118,7 +121,6 @@ arguments = IT3TrainingArguments(
     lr_scheduler_type="constant",
     logging_strategy="epoch",
     save_strategy="no",
-    dataloader_pin_memory=False,
     seed=options.seed,
 )
 trainer = IT3Trainer(model=model, args=arguments, train_dataset=train, processing_class=processor)

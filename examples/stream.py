@@ -1,6 +1,9 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo]"]
+#
+# [tool.uv.sources]
+# hf-it3 = { path = "..", editable = true }
 # ///
 """Adapts a model to a stream of images, as they come, and keeps or pushes what it has become.
 
@@ -40,7 +43,6 @@ def train(dataset, directory: Path, num_epochs: int) -> None:
         learning_rate=1e-3,
         save_strategy="no",
         logging_strategy="no",
-        dataloader_pin_memory=False,
     )
     trainer = IT3Trainer(model, arguments, train_dataset=dataset, processing_class=processor)
     trainer.train()

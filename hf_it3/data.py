@@ -92,6 +92,21 @@ def find_column(columns: Iterable[str], candidates: tuple[str, ...], given: str 
     )
 
 
+def class_names(dataset: Any, label_column: str | None = None) -> list[str] | None:
+    """The names of a data set's classes, in the order of its labels; None if it does not know them.
+
+    Args:
+        dataset: a `datasets.Dataset`, streamed or not; anything else has no names.
+        label_column (`str`, *optional*): by default the usual names.
+    """
+    from datasets import ClassLabel
+
+    features = getattr(dataset, "features", None) or {}
+    candidates = LABEL_COLUMNS if label_column is None else (label_column,)
+    feature = next((features[name] for name in candidates if name in features), None)
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
 class ImageCollator:
     """Turns rows with an image and a label into a batch `{"pixel_values", "labels"}`.
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from transformers.utils import logging
 
+from .card_facts import public_id
 from .delta_it3 import DELTA_NAME, is_delta
-from .model_card import public_id
 
 
 logger = logging.get_logger(__name__)

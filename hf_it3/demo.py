@@ -15,13 +15,14 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, pipeline, set_seed
 
+from .card_facts import installed_versions
 from .configuration_cnn_it3 import IT3CNNConfig
 from .configuration_it3 import IT3Config
 from .data import DIGITS, LABEL_COLUMNS, find_column, load_images
 from .demo_report import Measurement, SeedResult, condition_results, describe_seed
 from .evaluation.images import PixelCollator
 from .image_processing_it3 import IT3ImageProcessor
-from .model_card import installed_versions, write_model_card
+from .model_card import write_model_card
 from .modeling_it3 import IT3ForImageClassification
 from .pipeline_it3 import IT3Pipeline
 from .plotting import plot_batch_accuracies, plot_images
@@ -162,7 +163,6 @@ def train_network(
         lr_scheduler_type="constant",
         logging_strategy="epoch",
         save_strategy="no",
-        dataloader_pin_memory=False,
         seed=seed,
     )
     trainer = IT3Trainer(

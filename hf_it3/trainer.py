@@ -1,6 +1,5 @@
 """A Trainer for idempotent image classifiers."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +12,10 @@ from transformers.trainer_utils import TrainOutput
 
 from .adaptation_it3 import TestTimeAdapter
 from .calibration import CalibrationResult, calibrate_trainer, check_trainer
-from .data import IMAGE_COLUMNS, LABEL_COLUMNS, ImageCollator, image_processor_for
+from .data import IMAGE_COLUMNS, LABEL_COLUMNS
 from .gate_it3 import idempotence_distances
 from .interface_it3 import IdempotentModel, idempotent_model
-from .metrics import classification_metrics
-from .shell_it3 import norm_parameter_names
+from .trainer_defaults import name_classes, prepare_model, with_defaults, with_our_arguments
 from .trainer_hub import TrainerHubMixin
 from .training_arguments import IT3TrainingArguments
 
@@ -29,8 +27,9 @@ class IT3Trainer(TrainerHubMixin, Trainer):
     """Trains an idempotent classifier: classification loss of `f(x)` plus weighted loss of `f(x, y)`.
 
     Everything that `Trainer` does works unchanged, because one forward pass of the model holds both. Data sets with an
-    image and a label column need no preparation: images are processed batch by batch. After training, the idempotence
-    distance of clean training images is measured and stored in the model's configuration, for the gate.
+    image and a label column need no preparation: images are processed batch by batch, and classes that have no names
+    yet get those of the data set. After training, the idempotence distance of clean training images is measured and
+    stored in the model's configuration, for the gate.
 
     Args:
         model ([`IT3ForImageClassification`]): the model.
@@ -79,14 +78,14 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         calibrate: bool = False,
         **kwargs: Any,
     ):
-        args = _with_our_arguments(args)
+        args = with_our_arguments(args)
         if args.label_names is None:
             # Trainer would count `label_signal` among the labels, and evaluate without any where a batch lacks it.
             args.label_names = ["labels"]
         given = (data_collator, processing_class, compute_metrics)
         if model is not None:
-            _prepare(model, args)
-            data_collator, processing_class, compute_metrics = _with_defaults(model, args, *given)
+            prepare_model(model, args)
+            data_collator, processing_class, compute_metrics = with_defaults(model, args, *given)
         super().__init__(
             model=model,
             args=args,
@@ -98,9 +97,10 @@ class IT3Trainer(TrainerHubMixin, Trainer):
             **kwargs,
         )
         if model is None:
-            defaults = _with_defaults(self.model, args, *given)
+            defaults = with_defaults(self.model, args, *given)
             self.data_collator, self.processing_class, self.compute_metrics = defaults
             self.callback_handler.processing_class = self.processing_class
+        name_classes(idempotent_model(self.model).config, self.train_dataset, self.args.label_column)
         self.calibrate = calibrate
         self.calibration: CalibrationResult | None = None
         self._adapter: TestTimeAdapter | None = None
@@ -110,7 +110,8 @@ class IT3Trainer(TrainerHubMixin, Trainer):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A fresh model from `model_init`, with the parts frozen that the arguments name."""
         model: Any = super().call_model_init(trial)
-        _prepare(model, self.args)
+        prepare_model(model, self.args)
+        name_classes(model.config, getattr(self, "train_dataset", None), self.args.label_column)
         model._image_processor = getattr(self, "processing_class", None)
         return model
 
@@ -259,57 +260,6 @@ class IT3Trainer(TrainerHubMixin, Trainer):
             "distance": model.config.distance if isinstance(model.config.distance, str) else None,
         }
         return model.config.reference_distance
-
-
-def _with_our_arguments(args: TrainingArguments | None) -> IT3TrainingArguments:
-    if args is None:
-        return IT3TrainingArguments("tmp_trainer")
-    if isinstance(args, IT3TrainingArguments):
-        return args
-    ours = {field.name for field in dataclasses.fields(IT3TrainingArguments) if field.init}
-    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(args) if field.name in ours}
-    return IT3TrainingArguments(**values)
-
-
-def _prepare(model: nn.Module, args: IT3TrainingArguments) -> None:
-    if not hasattr(getattr(model, "config", None), "adaptation"):
-        raise TypeError(
-            f"IT3Trainer trains models that take a label signal, got {type(model).__name__}; wrap it with "
-            "IT3ForImageClassification.from_backbone"
-        )
-    if args.freeze_backbone:
-        _freeze_backbone(model)
-
-
-def _with_defaults(
-    model: Any,
-    args: IT3TrainingArguments,
-    data_collator: Callable | None,
-    processing_class: Any,
-    compute_metrics: Callable | None,
-) -> tuple[Callable, Any, Callable | None]:
-    """Collator, image processor and metrics that suit a model, where they were not given."""
-    config = model.config
-    processing_class = processing_class or image_processor_for(config)
-    if data_collator is None:
-        classes = _number_of_classes(config)
-        data_collator = ImageCollator(processing_class, args.image_column, args.label_column, classes)
-    if compute_metrics is None and config.problem_type in (None, "single_label_classification"):
-        compute_metrics = classification_metrics
-    # A later model.push_to_hub takes it along.
-    model._image_processor = processing_class
-    return data_collator, processing_class, compute_metrics
-
-
-def _number_of_classes(config: Any) -> int | None:
-    return config.num_labels if config.problem_type in (None, "single_label_classification") else None
-
-
-def _freeze_backbone(model: nn.Module) -> None:
-    """Leaves only the embedder and the normalisation layers trainable."""
-    norms = norm_parameter_names(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith("embedder.") or name in norms)
 
 
 def _first(dataset: Any, count: int) -> Any:

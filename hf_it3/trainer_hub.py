@@ -6,9 +6,10 @@ from transformers import Trainer
 from transformers.utils import logging
 from transformers.utils.hub import hf_api
 
+from .card_facts import public_id
 from .hub import push_directory
 from .interface_it3 import idempotent_model
-from .model_card import public_id, write_model_card
+from .model_card import write_model_card
 
 
 logger = logging.get_logger(__name__)

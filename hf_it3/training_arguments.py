@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 @dataclass
 class IT3TrainingArguments(TrainingArguments):
-    """All of `TrainingArguments`, and what idempotent models need beyond them.
+    """All of `TrainingArguments`, and what idempotent models need beyond them; on a CPU no memory is pinned.
 
     Example:
 
@@ -49,6 +49,9 @@ class IT3TrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.device.type == "cpu":
+            # There is nowhere to pin memory for, and torch would say so with every data loader.
+            self.dataloader_pin_memory = False
         if self.reference_images < 0:
             raise ValueError(f"reference_images must be an integer >= 0, got {self.reference_images}")
         if self.embedder_learning_rate is not None and not self.embedder_learning_rate > 0:

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, TestTimeAdapter
 from hf_it3.adapting import save_adapted
+from hf_it3.card_facts import installed_versions
 from hf_it3.data import load_digits
-from hf_it3.model_card import installed_versions
 
 
 # Standard deviations of the noise, in units of the normalised image: the first is what the model adapts to.

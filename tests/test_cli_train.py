@@ -40,7 +40,7 @@ def test_every_training_argument_is_an_option():
 
 
 def test_the_small_network_is_trained_evaluated_and_saved_with_its_processor(tmp_path, digits):
-    metrics = train(tmp_path, "--do_train", "--do_eval", "--eval_adapted")
+    metrics = train(tmp_path, "--eval_adapted")
     assert {"train_loss", "eval_loss", "eval_accuracy", "eval_adapted_accuracy"} <= metrics.keys()
     model = IT3ForImageClassification.from_pretrained(tmp_path)
     assert model.config.id2label == {index: str(index) for index in range(10)}
@@ -50,7 +50,18 @@ def test_the_small_network_is_trained_evaluated_and_saved_with_its_processor(tmp
     assert model(images).logits.shape == (2, 10)
 
 
-def test_training_can_start_from_a_trained_model(tmp_path, trained_directory):
+def test_evaluation_is_left_out_if_only_training_is_asked_for(tmp_path):
+    metrics = train(tmp_path, "--do_train")
+    assert "train_loss" in metrics
+    assert "eval_accuracy" not in metrics
+
+
+def test_evaluating_during_training_trains(tmp_path):
+    metrics = train(tmp_path, "--eval_strategy=steps", "--eval_steps=1")
+    assert {"train_loss", "eval_accuracy"} <= metrics.keys()
+
+
+def test_a_trained_model_can_be_evaluated_alone(tmp_path, trained_directory):
     metrics = train(tmp_path, "--backbone", trained_directory, "--do_eval")
     assert metrics["eval_accuracy"] > 0.5
     assert "train_loss" not in metrics
@@ -73,7 +84,7 @@ def image_folder(tmp_path) -> Path:
 
 def test_a_checkpoint_is_wrapped_and_trained_on_a_folder_of_images(tmp_path, image_folder):
     classifier("vit").save_pretrained(tmp_path / "vit")
-    arguments = ["--backbone", str(tmp_path / "vit"), "--dataset", str(image_folder), "--do_train", "--do_eval"]
+    arguments = ["--backbone", str(tmp_path / "vit"), "--dataset", str(image_folder)]
     adaptation = json.dumps({"num_steps": 2})
     train(tmp_path / "out", *arguments, "--freeze_backbone", "--adaptation", adaptation, "--idempotence_weight=0.5")
     model = IT3ForImageClassification.from_pretrained(tmp_path / "out")
@@ -92,12 +103,11 @@ def test_a_checkpoint_is_wrapped_and_trained_on_a_folder_of_images(tmp_path, ima
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to do: give --do_train, --do_eval or both"),
-        (["--do_train", "--train_split=training"], "no split 'training'; its splits are train, test"),
-        (["--do_train", "--adaptation=steps"], "--adaptation must be JSON"),
-        (["--do_train", "--adaptation=3"], "--adaptation must be a JSON object"),
-        (["--do_train", '--adaptation={"num_step": 3}'], "did you mean 'num_steps'"),
-        (["--do_train", "--injection_layer=conv"], "'conv' is not a module of IT3CNN.*did you mean"),
+        (["--train_split=training"], "no split 'training'; its splits are train, test"),
+        (["--adaptation=steps"], "--adaptation must be JSON"),
+        (["--adaptation=3"], "--adaptation must be a JSON object"),
+        (['--adaptation={"num_step": 3}'], "did you mean 'num_steps'"),
+        (["--injection_layer=conv"], "'conv' is not a module of IT3CNN.*did you mean"),
     ],
 )
 def test_mistakes_are_one_line_with_the_way_out(tmp_path, capsys, arguments, message):

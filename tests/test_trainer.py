@@ -78,6 +78,22 @@ class TestTraining:
         assert trainer.train().global_step == 3
         assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
 
+    @pytest.mark.parametrize("from_function", [False, True])
+    def test_classes_without_names_get_those_of_the_data_set(self, arguments, digits, from_function):
+        names = [f"digit {index}" for index in range(10)]
+        rows = digits["train"].select(range(16)).cast_column("label", datasets.ClassLabel(names=names))
+        given = {"model_init": lambda: tiny()} if from_function else {"model": tiny()}
+        trainer = IT3Trainer(args=arguments(), train_dataset=rows, **given)
+        trainer.train()
+        assert trainer.model.config.id2label == dict(enumerate(names))
+        assert trainer.model.config.label2id == {name: index for index, name in enumerate(names)}
+
+    def test_names_that_classes_have_stay(self, arguments, digits):
+        letters = dict(enumerate("abcdefghij"))
+        model = tiny(id2label=letters)
+        IT3Trainer(model, arguments(), train_dataset=digits["train"])
+        assert model.config.id2label == letters
+
     @pytest.mark.parametrize("streamed", [False, True])
     def test_columns_of_other_names_can_be_given(self, arguments, digits, streamed):
         dataset = digits["train"].rename_columns({"image": "scan", "label": "digit"})
@@ -86,6 +102,11 @@ class TestTraining:
         trainer = IT3Trainer(tiny(), args, train_dataset=dataset)
         assert trainer.train().global_step == 3
         assert trainer.model.config.reference_distance["num_images"] == 16
+
+    @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a device to pin memory for")
+    def test_without_an_accelerator_there_is_no_warning_about_pinned_memory(self, arguments, rows, recwarn):
+        IT3Trainer(tiny(), arguments(use_cpu=False), train_dataset=rows).train()
+        assert not [warning for warning in recwarn if "pin_memory" in str(warning.message)]
 
     def test_both_losses_are_logged_as_means_since_the_last_entry(self, arguments, rows):
         model = tiny(idempotence_weight=0.5)

@@ -1,10 +1,10 @@
 """Trains an idempotent classifier: the tutorial's network, or any image classifier, wrapped.
 
 Takes every field of IT3TrainingArguments beside the options for model and data, and runs alone, under torchrun and
-under accelerate launch:
+under accelerate launch. Trains, and evaluates if there is a split for it; --do_train or --do_eval asks for one alone.
 
-  hf-it3 train --backbone microsoft/resnet-18 --dataset food101 --do_train --do_eval --output_dir runs/food
-  torchrun --nproc_per_node 4 -m hf_it3.cli train --dataset digits --do_train --do_eval --output_dir runs/digits
+  hf-it3 train --backbone microsoft/resnet-18 --dataset food101 --output_dir runs/food
+  torchrun --nproc_per_node 4 -m hf_it3.cli train --dataset digits --output_dir runs/digits
 """
 
 import argparse
@@ -100,24 +100,23 @@ def train(
         The [`~hf_it3.IT3Trainer`], after training and evaluation.
 
     Raises:
-        ValueError: if there is nothing to do, or a split is missing.
+        ValueError: if a split is missing.
     """
     from transformers import set_seed
 
-    from ..data import load_images
+    from ..data import class_names, load_images
     from ..trainer import IT3Trainer
 
-    if not (arguments.do_train or arguments.do_eval):
-        raise ValueError("there is nothing to do: give --do_train, --do_eval or both")
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="loading the data set"):
         splits = load_images(data_arguments.dataset, data_arguments.dataset_config, data_arguments.streaming)
     train_split = _split(splits, data_arguments.train_split, data_arguments.max_train_samples)
+    eval_name = data_arguments.eval_split or next((name for name in ("validation", "test") if name in splits), None)
+    _choose_what_to_do(arguments, can_evaluate=eval_name is not None)
     eval_split = None
     if arguments.do_eval:
-        name = data_arguments.eval_split or next((name for name in ("validation", "test") if name in splits), "test")
-        eval_split = _split(splits, name, data_arguments.max_eval_samples)
-    model = _build_model(model_arguments, _label_names(train_split, arguments.label_column))
+        eval_split = _split(splits, eval_name or "test", data_arguments.max_eval_samples)
+    model = _build_model(model_arguments, class_names(train_split, arguments.label_column))
     trainer = IT3Trainer(
         model, arguments, train_dataset=train_split if arguments.do_train else None, eval_dataset=eval_split
     )
@@ -131,6 +130,14 @@ def train(
     if arguments.push_to_hub:
         trainer.push_to_hub()
     return trainer
+
+
+def _choose_what_to_do(arguments: IT3TrainingArguments, can_evaluate: bool) -> None:
+    """Trains and evaluates where nothing was asked for; evaluation during training is nothing asked for in itself."""
+    if arguments.do_train or (arguments.do_eval and arguments.eval_strategy == "no"):
+        return
+    arguments.do_train = True
+    arguments.do_eval = arguments.do_eval or can_evaluate
 
 
 def _report(trainer: "IT3Trainer", name: str, metrics: dict[str, float]) -> None:
@@ -147,18 +154,6 @@ def _split(splits: Any, name: str, max_samples: int | None) -> Any:
     return (
         split.take(max_samples) if not hasattr(split, "__len__") else split.select(range(min(max_samples, len(split))))
     )
-
-
-def _label_names(split: Any, label_column: str | None) -> list[str] | None:
-    """Names of the classes, if the data set knows them."""
-    from datasets import ClassLabel
-
-    from ..data import LABEL_COLUMNS, find_column
-
-    if not split.features:
-        return None
-    feature = split.features[find_column(split.features, LABEL_COLUMNS, label_column, "label")]
-    return feature.names if isinstance(feature, ClassLabel) else None
 
 
 def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3ForImageClassification":

@@ -1,0 +1,127 @@
+"""What a model card says of a model, read from its configuration, and of the packages around it."""
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+
+VERSIONED = ("hf-it3", "torch", "transformers", "datasets", "huggingface-hub")
+SETTINGS = (
+    "scope",
+    "batch_size",
+    "num_steps",
+    "learning_rate",
+    "optimizer",
+    "anchor",
+    "parameters",
+    "distance",
+    "diversity_weight",
+    "max_class_share",
+    "norm_statistics",
+    "gate",
+    "augmentations",
+)
+
+
+ADAPTED_FIELDS = ("data", "num_images", "num_steps", "learning_rate", "scope", "parameters", "date")
+
+
+def model_facts(config: Any) -> dict[str, Any]:
+    """The fields of the card's template that a configuration fills."""
+    adapted = getattr(config, "base_model", None)
+    return {
+        "adapted": _adapted_facts(adapted) if adapted else None,
+        "architecture": config.backbone_config.model_type,
+        "num_labels": config.num_labels,
+        "labels": _label_list(config),
+        "settings": [(name, table_cell(_setting(config, name))) for name in SETTINGS],
+        "adaptation": config.adaptation,
+        "reference": _reference(config),
+        "calibration_corruptions": ", ".join(getattr(config, "calibration_corruptions", None) or []),
+        **_input_facts(config),
+    }
+
+
+def public_id(name: Any) -> str | None:
+    """A repository id "user/name" as it is, `None` for anything else, local paths above all."""
+    if not isinstance(name, str) or "/" not in name or name.startswith((".", "/", "~")) or Path(name).exists():
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that a card lists."""
+    found = {}
+    for package in VERSIONED:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def base_of(config: Any) -> str | None:
+    """The model that this one was adapted from, or the wrapped backbone."""
+    adapted = getattr(config, "base_model", None)
+    return adapted.get("name_or_path") if adapted else config.backbone_config.name_or_path or None
+
+
+def _setting(config: Any, name: str) -> Any:
+    """A setting as it takes effect, with the defaults of the scope and of the model filled in."""
+    adaptation = config.adaptation
+    if name == "anchor":
+        return adaptation.effective_anchor
+    if name == "distance" and adaptation.distance is None:
+        return config.distance
+    return getattr(adaptation, name)
+
+
+def _adapted_facts(base: dict[str, Any]) -> dict[str, str]:
+    name, revision = public_id(base.get("name_or_path")), base.get("revision")
+    facts = {key: "not recorded" if base.get(key) is None else table_cell(base[key]) for key in ADAPTED_FIELDS}
+    local = Path(base["name_or_path"]).name if base.get("name_or_path") else "a model"
+    facts["base"] = f"[{name}](https://huggingface.co/{name})" if name else f"{table_cell(local)} (not on the Hub)"
+    facts["revision"] = f"`{revision}`" if revision else "not recorded"
+    facts["weights"] = "only those that changed (a delta)" if base.get("weights") == "delta" else "all"
+    return facts
+
+
+def _label_list(config: Any) -> str | None:
+    labels = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    if len(labels) > 20 or all(label.startswith("LABEL_") for label in labels):
+        return None
+    return ", ".join(table_cell(label) for label in labels)
+
+
+def _reference(config: Any) -> dict[str, str] | None:
+    reference = getattr(config, "reference_distance", None)
+    if not reference:
+        return None
+    count = reference.get("num_images")
+    return {
+        "mean": f"{reference['mean']:.4g}",
+        "std": f"{reference['std']:.4g}",
+        "num_images": f"{count:,}" if count else "the",
+    }
+
+
+def _input_facts(config: Any) -> dict[str, Any]:
+    size = getattr(config.backbone_config, "image_size", None) or 224
+    height, width = (size, size) if isinstance(size, int) else size
+    is_grey = getattr(config.backbone_config, "num_channels", 3) == 1
+    shades = "(0, 128, 255)" if is_grey else '("black", "grey", "white")'
+    return {"mode": "L" if is_grey else "RGB", "width": width, "height": height, "shades": shades}
+
+
+def table_cell(value: Any) -> str:
+    """A value as it can stand in a table: on one line, without column marks."""
+    if callable(value):
+        value = getattr(value, "__qualname__", type(value).__name__)
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,113 @@
+"""Measured accuracies, as a model card shows them and as its metadata lists them."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from .card_facts import table_cell
+
+
+@dataclass
+class ConditionResult:
+    """Accuracy under one condition, clean or corrupted, as it was measured.
+
+    Args:
+        name (`str`): the condition, for example `"noise 2"`.
+        accuracy_unadapted (`float`), accuracy_adapted (`float`): fractions; means over the training seeds, if several.
+            `None` if the adapted accuracy was not measured.
+        unadapted_per_seed (`list[float]`), adapted_per_seed (`list[float]`): the accuracies behind those means.
+        num_images (`int`, *optional*), split (`str`, *optional*): images per seed, and where they are from.
+        milliseconds_unadapted (`float`, *optional*), milliseconds_adapted (`float`, *optional*): time per image.
+
+    Raises:
+        ValueError: if an accuracy is not a fraction between 0 and 1.
+    """
+
+    name: str
+    accuracy_unadapted: float
+    accuracy_adapted: float | None
+    unadapted_per_seed: Sequence[float] = ()
+    adapted_per_seed: Sequence[float] = ()
+    num_images: int | None = None
+    split: str | None = None
+    milliseconds_unadapted: float | None = None
+    milliseconds_adapted: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("accuracy_unadapted", "accuracy_adapted"):
+            value = getattr(self, field)
+            if value is None and field == "accuracy_adapted":
+                continue
+            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ValueError(f"{field} of condition {self.name!r} must be a fraction from 0 to 1, got {value!r}")
+
+    @classmethod
+    def from_any(cls, result: Any) -> "ConditionResult":
+        """A result from a dictionary or dataclass that has at least the fields without default; others are ignored."""
+        if isinstance(result, cls):
+            return result
+        values = asdict(result) if is_dataclass(result) and not isinstance(result, type) else dict(result)
+        if missing := [name for name in ("name", "accuracy_unadapted", "accuracy_adapted") if name not in values]:
+            raise ValueError(f"the result of a condition lacks {', '.join(missing)}; it has {', '.join(values)}")
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+
+def eval_results(results: Sequence[ConditionResult], dataset: str | None, name: str | None) -> list[EvalResult]:
+    """The entries of the card's metadata: both accuracies of every condition."""
+    kind, name = dataset or "unknown", name or dataset or "unknown"
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=kind,
+            dataset_name=f"{name}, {result.name}",
+            dataset_config=result.name,
+            dataset_split=result.split,
+            metric_type="accuracy",
+            metric_name=f"Accuracy, {how}",
+            metric_value=round(value, 4),
+        )
+        for result in results
+        for how, value in (("unadapted", result.accuracy_unadapted), ("adapted", result.accuracy_adapted))
+        if value is not None
+    ]
+
+
+def result_facts(results: Sequence[ConditionResult]) -> dict[str, Any]:
+    """The fields of the card's template that measurements fill."""
+    return {
+        "rows": [_row(result) for result in results],
+        "num_images": next((f"{result.num_images:,}" for result in results if result.num_images), None),
+        "seeds": max((len(result.adapted_per_seed) for result in results), default=1),
+        "cost": _cost(results),
+    }
+
+
+def _row(result: ConditionResult) -> dict[str, str]:
+    gain, adapted = "", "not measured"
+    if result.accuracy_adapted is not None:
+        gain = f"{100 * (result.accuracy_adapted - result.accuracy_unadapted):+.1f}"
+        adapted = _percent(result.accuracy_adapted, result.adapted_per_seed)
+    return {
+        "name": table_cell(result.name),
+        "unadapted": _percent(result.accuracy_unadapted, result.unadapted_per_seed),
+        "adapted": adapted,
+        "gain": gain,
+    }
+
+
+def _percent(mean: float, values: Sequence[float]) -> str:
+    spread = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else ""
+    return f"{100 * mean:.1f}{spread}"
+
+
+def _cost(results: Sequence[ConditionResult]) -> dict[str, str] | None:
+    times = [(result.milliseconds_unadapted, result.milliseconds_adapted) for result in results]
+    times = [pair for pair in times if None not in pair]
+    if not times:
+        return None
+    unadapted, adapted = (statistics.fmean(column) for column in zip(*times, strict=True))
+    return {"unadapted": f"{unadapted:.3g}", "adapted": f"{adapted:.3g}"}
