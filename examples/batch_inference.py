@@ -1,6 +1,9 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo]"]
+#
+# [tool.uv.sources]
+# hf-it3 = { path = "..", editable = true }
 # ///
 """Classifies a folder of images with several processes, each of which adapts to the images that it reads.
 

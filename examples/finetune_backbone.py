@@ -1,6 +1,9 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["hf-it3"]
+#
+# [tool.uv.sources]
+# hf-it3 = { path = "..", editable = true }
 # ///
 """Turns a trained image classifier into one that adapts itself at test time.
 

@@ -1,6 +1,9 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo]", "torch-ttt==0.0.2", "einops"]
+#
+# [tool.uv.sources]
+# hf-it3 = { path = "..", editable = true }
 # ///
 """From torch-ttt to hf_it3: one model in both, side by side, and where each parameter of `IT3Engine` went.
 

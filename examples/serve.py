@@ -1,6 +1,9 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo]", "fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.9"]
+#
+# [tool.uv.sources]
+# hf-it3 = { path = "..", editable = true }
 # ///
 """Serves models over HTTP: one worker per model, and requests that wait together adapt together.
 

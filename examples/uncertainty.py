@@ -1,6 +1,9 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo]"]
+#
+# [tool.uv.sources]
+# hf-it3 = { path = "..", editable = true }
 # ///
 """Rejects the predictions that the model is not sure of, by their idempotence distance.
 

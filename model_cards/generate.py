@@ -15,8 +15,9 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from hf_it3 import IT3Config
+from hf_it3.card_merging import CARD_NAME
 from hf_it3.demo_report import condition_results
-from hf_it3.model_card import CARD_NAME, build_model_card
+from hf_it3.model_card import build_model_card
 
 
 HERE = Path(__file__).parent
@@ -31,7 +32,7 @@ TITLES = {"digits": "scikit-learn's bundled digits", "mnist": "MNIST", "ylecun/m
 def card_of(directory: Path) -> ModelCard:
     """The card of the model whose results are in a directory."""
     document = json.loads((directory / "results.json").read_text(encoding="utf-8"))
-    dataset = document["dataset"]
+    dataset, threads = document["dataset"], document.get("threads", 1)
     return build_model_card(
         IT3Config.from_pretrained(directory),
         model_id=directory.name,
@@ -40,7 +41,7 @@ def card_of(directory: Path) -> ModelCard:
         dataset_name=TITLES.get(dataset, dataset),
         license="apache-2.0",
         versions=document["versions"],
-        hardware=document.get("hardware", f"a CPU, {document.get('threads', 1)} thread"),
+        hardware=document.get("hardware") or f"a CPU, {threads} thread{'s' if threads > 1 else ''}",
         plots=[(name, caption) for name, caption in CAPTIONS.items() if (directory / name).is_file()],
     )
 

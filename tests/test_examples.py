@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import hub_fixtures
@@ -59,8 +60,11 @@ def test_each_example_declares_its_dependencies_and_says_what_it_shows(path):
     text = path.read_text(encoding="utf-8")
     header = re.match(r"# /// script\n((?:#.*\n)+?)# ///\n", text)
     assert header, "no PEP 723 header"
-    assert "requires-python" in header[1]
-    assert "hf-it3" in header[1]
+    header = tomllib.loads(re.sub("^# ?", "", header[1], flags=re.MULTILINE))
+    assert header["requires-python"]
+    assert any(name.startswith("hf-it3") for name in header["dependencies"])
+    source = path.parent / header["tool"]["uv"]["sources"]["hf-it3"]["path"]
+    assert (source / "pyproject.toml").is_file()
     docstring = ast.get_docstring(ast.parse(text))
     assert f"examples/{path.name}" in docstring
     index = (EXAMPLES / "README.md").read_text(encoding="utf-8")

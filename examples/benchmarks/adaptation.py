@@ -1,6 +1,9 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["hf-it3[demo]", "einops"]
+# dependencies = ["hf-it3[demo]", "torch-ttt==0.0.2", "einops"]
+#
+# [tool.uv.sources]
+# hf-it3 = { path = "../..", editable = true }
 # ///
 """Adaptation by hf_it3 and by torch-ttt 0.0.2, side by side in one process.
 
@@ -9,7 +12,7 @@ machine does hits both, and the figure is the median over repeats of torch-ttt's
 has gradients through both predictions, as torch-ttt does; "frozen anchor" is the default here and has no counterpart
 there.
 
-    pip install torch-ttt==0.0.2 --no-deps && pip install einops
+    pip install torch-ttt==0.0.2 einops
     python examples/benchmarks/adaptation.py --output_dir runs/benchmark
 
 torch-ttt imports torchvision without needing it for this engine; where torchvision is missing, an empty module stands

@@ -1,6 +1,9 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["hf-it3[demo,eval]"]
+#
+# [tool.uv.sources]
+# hf-it3 = { path = "../..", editable = true }
 # ///
 """A small BatchNorm ResNet with and without IT3: accuracy, signal pass, statistics under contrast and fog.
 
@@ -136,7 +139,7 @@ def main() -> None:
     results = {}
     for seed in args.seeds:
         results[seed] = run_seed(seed, train, test, args)
-        print(f"seed {seed}: {json.dumps(results[seed])}", flush=True)
+        print(f"seed {seed} is measured", flush=True)
     print(f"{'accuracy in percent':34}  mean   {'  '.join(f'seed {seed}' for seed in args.seeds)}")
     for name in next(iter(results.values())):
         values = [figures[name] for figures in results.values()]
