@@ -11,8 +11,8 @@ A network that was trained on clean digits reads noisy ones badly. Idempotent te
 2025) lets it adapt to them while it reads them, without a single label. This script goes through the whole story from
 top to bottom; its `# %%` cells can also be run one by one in an editor that knows them.
 
-    python examples/mnist.py                          # scikit-learn's 1,797 bundled digits, no network: 1 minute
-    python examples/mnist.py --dataset ylecun/mnist   # all 70,000 images: 5 minutes on two cores
+    python examples/mnist.py                          # scikit-learn's 1,797 bundled digits, no network: half a minute
+    python examples/mnist.py --dataset ylecun/mnist   # all 70,000 images: 2 minutes on two cores
 
 It prints the accuracy without and with adaptation and writes the model, digits.png and accuracy.png.
 """

@@ -20,6 +20,7 @@ class ConditionResult:
             `None` if the adapted accuracy was not measured.
         unadapted_per_seed (`list[float]`), adapted_per_seed (`list[float]`): the accuracies behind those means.
         num_images (`int`, *optional*), split (`str`, *optional*): images per seed, and where they are from.
+        accuracy_base (`float`, *optional*): of the model that this one was adapted from, without adaptation.
         milliseconds_unadapted (`float`, *optional*), milliseconds_adapted (`float`, *optional*): time per image.
 
     Raises:
@@ -35,11 +36,12 @@ class ConditionResult:
     split: str | None = None
     milliseconds_unadapted: float | None = None
     milliseconds_adapted: float | None = None
+    accuracy_base: float | None = None
 
     def __post_init__(self) -> None:
-        for field in ("accuracy_unadapted", "accuracy_adapted"):
+        for field in ("accuracy_unadapted", "accuracy_adapted", "accuracy_base"):
             value = getattr(self, field)
-            if value is None and field == "accuracy_adapted":
+            if value is None and field != "accuracy_unadapted":
                 continue
             if not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise ValueError(f"{field} of condition {self.name!r} must be a fraction from 0 to 1, got {value!r}")
@@ -80,6 +82,7 @@ def result_facts(results: Sequence[ConditionResult]) -> dict[str, Any]:
     """The fields of the card's template that measurements fill."""
     return {
         "rows": [_row(result) for result in results],
+        "has_base": any(result.accuracy_base is not None for result in results),
         "num_images": next((f"{result.num_images:,}" for result in results if result.num_images), None),
         "seeds": max((len(result.adapted_per_seed) for result in results), default=1),
         "cost": _cost(results),
@@ -93,6 +96,7 @@ def _row(result: ConditionResult) -> dict[str, str]:
         adapted = _percent(result.accuracy_adapted, result.adapted_per_seed)
     return {
         "name": table_cell(result.name),
+        "base": "not measured" if result.accuracy_base is None else _percent(result.accuracy_base, ()),
         "unadapted": _percent(result.accuracy_unadapted, result.unadapted_per_seed),
         "adapted": adapted,
         "gain": gain,

@@ -73,6 +73,18 @@ class TestContents:
         assert r"| noise\|2 | 55.0 (52.0 to 58.0) | 78.6 (77.0 to 80.2) | +23.6 |" in card.text
         assert "| unadapted | 0.1 |\n| adapted | 1.25 |" in card.text
 
+    def test_what_the_base_model_reached_stands_beside_an_adapted_model(self, model):
+        results = [
+            {"name": "noise", "accuracy_base": 0.5, "accuracy_unadapted": 0.85, "accuracy_adapted": 0.86},
+            {"name": "clean", "accuracy_unadapted": 0.97, "accuracy_adapted": 0.97},
+        ]
+        card = build_model_card(model, model_id="user/adapted", results=results)
+        assert "| condition | base model | unadapted | adapted | gain |\n|---|---|---|---|---|\n" in card.text
+        assert "| noise | 50.0 | 85.0 | 86.0 | +1.0 |" in card.text
+        assert "| clean | not measured | 97.0 | 97.0 | +0.0 |" in card.text
+        values = [result.metric_value for result in card.data.eval_results]
+        assert values == [0.85, 0.86, 0.97, 0.97]
+
     def test_body_has_all_sections(self, card):
         titles = re.findall(r"^## (.+)$", card.text, re.MULTILINE)
         assert titles == [
@@ -233,7 +245,7 @@ class TestCommittedCards:
     FOLDERS = sorted(path.parent for path in FOLDER.glob("*/results.json"))
 
     def test_there_are_three(self):
-        assert {"mnist-it3", "digits-it3", "digits-it3-noisy"} <= {folder.name for folder in self.FOLDERS}
+        assert {"mnist-it3", "digits-it3", "mnist-it3-noisy"} <= {folder.name for folder in self.FOLDERS}
 
     @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
     def test_they_are_what_the_code_generates(self, folder, monkeypatch):
