@@ -14,6 +14,7 @@ pytest.importorskip("gradio", reason="the app needs the extra 'app'")
 
 from hf_it3.app import launch
 from hf_it3.app.adapting import classify
+from hf_it3.app.sample_images import SampleImages
 from hf_it3.app.served_model import ServedModel
 from hf_it3.app.visitor_images import MAX_IMAGES, MAX_PIXELS, read_drawing, read_uploads
 from hf_it3.cli import main
@@ -49,7 +50,7 @@ def choose(page, corruption):
 
 def test_a_visitor_picks_a_digit_adds_noise_and_sees_the_bars_change(browser, address):
     with visit(browser, address) as page:
-        page.locator("#digits button").nth(3).click()
+        page.locator("#samples button").nth(3).click()
         choose(page, "digits-shift/noise_2")
         bars = adapt(page)
         assert len(bars) == 10
@@ -186,6 +187,18 @@ def test_a_drawing_is_turned_to_white_on_black_and_centred():
     assert digit.sum(0).argmax() == pytest.approx(32, abs=6)
     with pytest.raises(ValueError, match="Draw a digit"):
         read_drawing({"composite": Image.new("RGB", (280, 280), "white")})
+
+
+def test_a_drawing_gets_the_margin_of_the_test_images(served):
+    assert served.samples.margin() == pytest.approx(0, abs=0.1)
+    framed = Image.new("L", (28, 28))
+    framed.paste(255, (4, 8, 24, 18))
+    samples = SampleImages([framed])
+    assert samples.margin() == pytest.approx(0.2)
+    canvas = Image.new("RGB", (280, 280), "white")
+    canvas.paste("black", (10, 10, 30, 110))
+    rows = np.asarray(read_drawing(canvas, samples.margin())).max(1) > 128
+    assert rows.sum() == pytest.approx(64 / 1.4, abs=2)
 
 
 def test_the_default_model_is_trained_once_and_found_again(tmp_path):

@@ -17,8 +17,10 @@ from hf_it3.app import launch
 from hf_it3.app.adapting import classify
 from hf_it3.app.interface import Page, build_app
 from hf_it3.app.rendering import render_result
+from hf_it3.app.sample_images import SampleImages
 from hf_it3.app.served_model import ServedModel
 from hf_it3.app.visitor_images import MAX_PIXELS
+from hf_it3.cli import main
 
 
 browser = space_fixtures.browser
@@ -53,6 +55,19 @@ def address(directory):
 
 
 @pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """A folder of photographs, sorted into the model's classes, whose names come in another order there."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for name in ("golden retriever", "tabby, tabby cat"):
+        (folder / "test" / name).mkdir(parents=True)
+        for index in range(8):
+            pixels = generator.integers(0, 256, (40, 60 + 60 * index, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "test" / name / f"{index}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     """Files of several modes, shapes and formats."""
     folder = tmp_path_factory.mktemp("uploads")
@@ -70,6 +85,60 @@ def upload(page, *files):
         clear.first.click()
     page.locator("#upload input[type=file]").set_input_files(files)
     page.get_by_text(os.path.basename(files[-1]).partition(".")[0]).first.wait_for()
+
+
+def test_a_visitor_picks_from_a_data_set_of_the_models_own_kind(browser, directory, dataset):
+    app = launch(directory, dataset=dataset, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    try:
+        with visit(browser, app.local_url.rstrip("/")) as page:
+            assert not page.get_by_role("tab", name="Draw").is_visible()
+            assert page.locator("#samples button img").count() == 16
+            page.locator("#samples button").nth(2).click()
+            assert adapt(page).keys() == set(NAMES)
+            text = page.locator("#result").inner_text()
+            assert "Right before: " in text
+            assert "of 16" in text
+            assert "16 clean test images" in text
+    finally:
+        app.close()
+
+
+def test_classes_are_told_by_their_names(directory, dataset):
+    samples = ServedModel(directory, dataset=dataset).samples
+    assert len(samples.images) == 16
+    assert max(max(image.size) for image in samples.images) == 480
+    assert sorted(samples.truths) == ["golden retriever"] * 8 + ["tabby, tabby cat"] * 8
+    assert samples.truths != sorted(samples.truths)
+    images, truths = samples.batch(3, 5)
+    assert images == [samples.images[position] for position in (3, 0, 1, 2, 4)]
+    assert truths == [samples.truths[position] for position in (3, 0, 1, 2, 4)]
+
+
+def test_a_data_set_without_labels_has_images_to_pick_from(tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "one.png")
+    samples = SampleImages.load(str(tmp_path), labels=NAMES)
+    assert len(samples.images) == 1
+    assert samples.batch(0, 5) == (samples.images, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "holiday"], "has no split 'holiday'; its splits are test"),
+        (["--dataset", "nowhere/at-all"], "nowhere/at-all"),
+    ],
+)
+def test_test_images_that_cannot_be_read_are_an_error_of_one_line(capsys, directory, dataset, arguments, message):
+    assert main(["app", directory, "--dataset", dataset, *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("hf-it3 app: error: ")
+    assert message in error
+
+
+def test_labels_that_the_model_does_not_have_are_named(digits, tmp_path):
+    digits.save_to_disk(tmp_path / "digits")
+    with pytest.raises(ValueError, match=r"label \d of image \d+ is none of the model's 2 classes"):
+        SampleImages.load(str(tmp_path / "digits"), labels=["cat", "dog"])
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -1,6 +1,6 @@
-"""The Space: the app of `hf-it3 app`, with the model that the variable IT3_MODEL names.
+"""The Space: the app of `hf-it3 app`, with the model that IT3_MODEL names and test images of the data set IT3_DATASET.
 
-Without the variable it trains the tutorial's network on scikit-learn's digits at the first start, in under a minute,
+Without IT3_MODEL it trains the tutorial's network on scikit-learn's digits at the first start, in under a minute,
 and keeps it. Locally: `python app.py`, then open the printed address.
 """
 
@@ -12,6 +12,6 @@ from hf_it3.app import launch
 
 if __name__ == "__main__":
     try:
-        launch(os.environ.get("IT3_MODEL"))
+        launch(os.environ.get("IT3_MODEL"), dataset=os.environ.get("IT3_DATASET"))
     except (OSError, TypeError, ValueError) as error:
         sys.exit(f"app.py: {error}")

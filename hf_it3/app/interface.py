@@ -6,20 +6,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..adaptation_config_it3 import SCOPES, AdaptationConfig
 from ..corruptions import corrupt, get_corruption
 from .adapting import choose_corruptions, classify
 from .rendering import CSS, render_alert, render_message, render_progress, render_result
-from .served_model import NUM_SAMPLES, ServedModel
+from .sample_images import SMALL_SIDE
+from .served_model import ServedModel
 from .visitor_images import MAX_BYTES, MAX_IMAGES, read_drawing, read_uploads
 
 
 NO_CORRUPTION = "none"
 # Of those that digits know, the one under which adaptation shows most; photographs start with the first of theirs.
 DIGITS_CORRUPTION = "digits-shift/brightness"
-_SHOWN_DIGITS = 24
+_SHOWN_SAMPLES = 24
 _CANVAS = 280
 # Weights that a visitor's adaptation changed are forgotten after an hour without a visit.
 _VISITOR_SECONDS = 3600
@@ -35,7 +36,18 @@ class Page:
 
     def __init__(self, served: ServedModel):
         self.served = served
-        self.digit_order = list(range(NUM_SAMPLES)) if served.digits is not None else []
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether a drawing is something that the model may know: digits, in the manner of the test images."""
+        return self.served.reads_digits and self.served.samples is not None
+
+    @property
+    def ways(self) -> str:
+        """How an image gets here, in words."""
+        if self.served.samples is None:
+            return "Upload"
+        return "Pick, draw or upload" if self.can_draw else "Pick or upload"
 
     @property
     def num_channels(self) -> int:
@@ -55,7 +67,7 @@ class Page:
         self,
         classifier: Any,
         source: str,
-        digit: int,
+        picked: int,
         batch: int,
         drawing: Any,
         files: list[str] | None,
@@ -85,7 +97,7 @@ class Page:
         elif model.config.adaptation.gate is None:
             settings["gate"] = AdaptationConfig().gate
         try:
-            images, truths = self._images(source, digit, batch, drawing, files)
+            images, truths = self._images(source, picked, batch, drawing, files)
             pixels = self.served.read(images)
             if corruption != NO_CORRUPTION:
                 pixels = corrupt(pixels, corruption, int(severity))
@@ -95,27 +107,23 @@ class Page:
         return classifier, render_result(result, self.served.clean)
 
     def _images(
-        self, source: str, digit: int, batch: int, drawing: Any, files: list[str] | None
+        self, source: str, picked: int, batch: int, drawing: Any, files: list[str] | None
     ) -> tuple[list[Image.Image], list[str] | None]:
+        samples = self.served.samples
         if source == "draw":
-            return [read_drawing(drawing)], None
+            return [read_drawing(drawing, 0.0 if samples is None else samples.margin())], None
         if source == "upload":
             return read_uploads(files), None
-        model, digits = self.served.model, self.served.digits
-        if model is None or digits is None:
-            raise ValueError("This model does not read digits; upload an image.")
-        # The picked digit, and as many others as asked for, the same ones every time.
-        others = [position for position in self.digit_order if position != int(digit)]
-        rows = digits["test"].select([int(digit), *others[: int(batch) - 1]])
-        labels = model.config.id2label
-        return [row["image"] for row in rows], [labels[row["label"]] for row in rows]
+        if samples is None:
+            raise ValueError("There are no test images for this model; upload an image.")
+        return samples.batch(int(picked), int(batch))
 
 
 def build_app(served: ServedModel) -> gr.Blocks:
     """The page around a model, which may still be in preparation."""
     page = Page(served)
     with gr.Blocks(title="Idempotent test-time training", analytics_enabled=False) as app:
-        gr.Markdown(_INTRODUCTION.format("Pick, draw or upload" if page.digit_order else "Upload"))
+        gr.Markdown(_INTRODUCTION.format(page.ways))
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 inputs = _inputs(page)
@@ -146,14 +154,13 @@ def build_app(served: ServedModel) -> gr.Blocks:
 
 def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
     """Three ways to bring an image, and what to do to it."""
-    source, digit = gr.State("digit" if page.digit_order else "upload"), gr.State(0)
-    # Named, because a page without digits would otherwise open at the first tab, which it hides.
+    samples = page.served.samples
+    source, picked = gr.State("upload" if samples is None else "sample"), gr.State(0)
+    # Named, because a page without test images would otherwise open at the first tab, which it hides.
     with gr.Tabs(selected=source.value):
-        with gr.Tab("Test digit", id="digit", visible=bool(page.digit_order)) as digit_tab:
-            digits = page.served.digits
-            rows = [] if digits is None else digits["test"].select(range(_SHOWN_DIGITS))
+        with gr.Tab("Test image", id="sample", visible=samples is not None) as sample_tab:
             gallery = gr.Gallery(
-                [row["image"].resize((64, 64), Image.Resampling.NEAREST) for row in rows],
+                [] if samples is None else [_thumbnail(image) for image in samples.images[:_SHOWN_SAMPLES]],
                 columns=8,
                 height="auto",
                 show_label=False,
@@ -163,12 +170,12 @@ def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
                 format="png",
                 object_fit="contain",
                 interactive=False,
-                elem_id="digits",
+                elem_id="samples",
             )
             batch = gr.Slider(
-                1, MAX_IMAGES, 32, step=1, label="Digits in the batch", info="The picked one and others adapt together"
+                1, MAX_IMAGES, 32, step=1, label="Images in the batch", info="The picked one and others adapt together"
             )
-        with gr.Tab("Draw", id="draw", visible=bool(page.digit_order)) as draw_tab:
+        with gr.Tab("Draw", id="draw", visible=page.can_draw) as draw_tab:
             drawing = gr.Sketchpad(
                 Image.new("RGB", (_CANVAS, _CANVAS), "white"),
                 type="pil",
@@ -190,12 +197,12 @@ def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
                 height=180,
                 elem_id="upload",
             )
-    for tab, name in ((digit_tab, "digit"), (draw_tab, "draw"), (upload_tab, "upload")):
+    for tab, name in ((sample_tab, "sample"), (draw_tab, "draw"), (upload_tab, "upload")):
         tab.select(lambda name=name: name, outputs=source, api_visibility="private", show_progress="hidden")
-    gallery.select(_picked, outputs=digit, api_visibility="private", show_progress="hidden")
+    gallery.select(_picked, outputs=picked, api_visibility="private", show_progress="hidden")
 
     names = choose_corruptions(page.num_channels)
-    default = DIGITS_CORRUPTION if page.digit_order else names[0]
+    default = DIGITS_CORRUPTION if page.served.reads_digits else names[0]
     with gr.Row():
         corruption = gr.Dropdown(
             [NO_CORRUPTION, *names], value=default, label="Corruption", scale=2, min_width=270, elem_id="corruption"
@@ -208,7 +215,14 @@ def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
         api_visibility="private",
         show_progress="hidden",
     )
-    return [source, digit, batch, drawing, files, corruption, severity]
+    return [source, picked, batch, drawing, files, corruption, severity]
+
+
+def _thumbnail(image: Image.Image) -> Image.Image:
+    """A square for the gallery, with small images' pixels as they are."""
+    if max(image.size) <= SMALL_SIDE:
+        return image.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.NEAREST)
+    return ImageOps.fit(image, (2 * SMALL_SIDE, 2 * SMALL_SIDE))
 
 
 def _picked(event: gr.SelectData) -> int:
@@ -264,6 +278,8 @@ def theme() -> gr.themes.Base:
 def launch(
     model: str | None = None,
     *,
+    dataset: str | None = None,
+    split: str | None = None,
     cache_dir: str | os.PathLike | None = None,
     num_epochs: int | None = None,
     **kwargs: Any,
@@ -272,7 +288,7 @@ def launch(
 
     Args:
         model (`str`, *optional*): Hub name or path; by default the tutorial's network, trained at the first start.
-        cache_dir, num_epochs (*optional*): see [`ServedModel`].
+        dataset, split, cache_dir, num_epochs (*optional*): see [`ServedModel`].
         kwargs: arguments of gradio's `launch`; by default it listens on this machine only, or where the environment
             variable `GRADIO_SERVER_NAME` says, as on a Space.
 
@@ -280,9 +296,9 @@ def launch(
         The app, once it has ended, or at once with `prevent_thread_lock=True`.
 
     Raises:
-        OSError, ValueError, TypeError: for a model that cannot be loaded.
+        OSError, ValueError, TypeError: for a model that cannot be loaded, or test images that cannot be read.
     """
-    served = ServedModel(model or None, cache_dir=cache_dir, num_epochs=num_epochs)
+    served = ServedModel(model or None, cache_dir, num_epochs, dataset or None, split)
     app = build_app(served)
     served.start()
     with contextlib.suppress(KeyboardInterrupt):

@@ -43,13 +43,13 @@ CSS = """
 .it3 progress { width: 100%; height: .6rem; accent-color: var(--it3-after); }
 .it3 h3:not(:first-child) { margin-top: .6rem; }
 #result .html-container { padding: 0; }
-#digits .grid-container { grid-template-columns: repeat(auto-fill, minmax(3.2rem, 1fr)); grid-template-rows: none;
+#samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(3.2rem, 1fr)); grid-template-rows: none;
   grid-auto-rows: auto; gap: .3rem; }
-#digits .gallery-item { height: auto; min-height: 0; }
+#samples .gallery-item { height: auto; min-height: 0; }
 .it3 .entry { white-space: nowrap; }
-#digits, #digits .grid-wrap { min-height: 0; max-height: none; height: auto; }
-#digits .thumbnail-lg { aspect-ratio: 1; height: auto; min-height: 0; }
-#digits img { image-rendering: pixelated; }
+#samples, #samples .grid-wrap { min-height: 0; max-height: none; height: auto; }
+#samples .thumbnail-lg { aspect-ratio: 1; height: auto; min-height: 0; }
+#samples img { image-rendering: pixelated; }
 :root { --it3-muted: #56637a; --it3-before: #8a96a3; --it3-after: #e08a1e;
   --it3-right: #1a7f37; --it3-wrong: #c62828; }
 .dark { --it3-muted: #a5b1c2; --it3-before: #9aa5b1; --it3-after: #f2a33a;
@@ -251,7 +251,7 @@ def _distances(result: Result, clean: Sequence[float]) -> str:
         f'<b data-testid="distance">{result.looked_at:.3f}</b></span>'
     )
     if clean:
-        caption += f' &nbsp; <span class="entry"><span class="key before"></span>{len(clean)} clean images</span>'
+        caption += f' &nbsp; <span class="entry"><span class="key before"></span>{len(clean)} clean test images</span>'
     return (
         f'<h3>Idempotence distance</h3>{_svg("".join(parts), "idempotence distances")}<p class="muted">{caption}</p>'
     )

@@ -23,9 +23,10 @@ from ..modeling_it3 import IT3ForImageClassification
 from ..pipeline_it3 import IT3Pipeline
 from ..version import __version__
 from .adapting import clean_distances
+from .sample_images import SampleImages
 
 
-NUM_SAMPLES = 500
+_DIGIT_NAMES = [str(digit) for digit in range(10)]
 
 
 class _ShowProgress(TrainerCallback):
@@ -41,15 +42,24 @@ class ServedModel:
 
     Args:
         name (`str`, *optional*): Hub name or path; by default the tutorial's network, trained on the bundled digits.
+        dataset (`str`, *optional*): Hub name or path of the test images; by default the bundled digits, if the model's
+            classes are the ten digits, else none.
+        split (`str`, *optional*): of the data set; by default the first of `test`, `validation` and `train`.
         cache_dir (`str` or `PathLike`, *optional*): where the trained network is kept for the next start.
         num_epochs (`int`, *optional*): of that training.
 
     Raises:
-        OSError, ValueError, TypeError: for a model that cannot be loaded, or takes no label signal.
+        OSError, ValueError, TypeError: for a model that cannot be loaded, or takes no label signal, and for test
+            images that cannot be read.
     """
 
     def __init__(
-        self, name: str | None = None, cache_dir: str | os.PathLike | None = None, num_epochs: int | None = None
+        self,
+        name: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        num_epochs: int | None = None,
+        dataset: str | None = None,
+        split: str | None = None,
     ):
         self.name = name
         self.cache_dir = Path(cache_dir or Path(HF_HOME) / "hf-it3" / f"digits-{__version__}")
@@ -61,15 +71,18 @@ class ServedModel:
         self.model: IT3ForImageClassification | None = None
         if name is not None:
             self._take(name)
-        self.digits = load_digits() if name is None or self.reads_digits else None
+        dataset = dataset or (DIGITS if self.reads_digits else None)
+        self.samples = None if dataset is None else SampleImages.load(dataset, split, self.labels)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the model's classes."""
+        return list(_DIGIT_NAMES) if self.model is None else list(self.model.config.id2label.values())
 
     @property
     def reads_digits(self) -> bool:
         """Whether the model's classes are the ten digits."""
-        if self.model is None:
-            return True
-        labels = list(self.model.config.id2label.values())
-        return labels in ([str(digit) for digit in range(10)], [f"LABEL_{digit}" for digit in range(10)])
+        return self.labels in (_DIGIT_NAMES, [f"LABEL_{digit}" for digit in range(10)])
 
     @property
     def title(self) -> str:
@@ -80,8 +93,8 @@ class ServedModel:
         try:
             if self.model is None:
                 self._take(str(self._train_or_find()))
-            if self.digits is not None:
-                self.clean = clean_distances(self.classifier(), self.read(self.digits["test"]["image"][:NUM_SAMPLES]))
+            if self.samples is not None:
+                self.clean = clean_distances(self.classifier(), self.read(self.samples.images))
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             self.error = " ".join(str(error).split())
         finally:
@@ -119,14 +132,13 @@ class ServedModel:
             return self.cache_dir
         recipe = RECIPES[DIGITS]
         processor = IT3ImageProcessor(num_channels=1, image_mean=[recipe.mean], image_std=[recipe.std])
-        names = [str(digit) for digit in range(10)]
         self.cache_dir.parent.mkdir(parents=True, exist_ok=True)
         directory = Path(tempfile.mkdtemp(prefix=".training-", dir=self.cache_dir.parent))
         try:
             train_network(
-                (self.digits or load_digits())["train"],
+                load_digits()["train"],
                 processor,
-                names,
+                _DIGIT_NAMES,
                 directory,
                 0,
                 recipe,

@@ -16,7 +16,7 @@ MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 40_000_000
 # Larger images are scaled down before anything else happens: no model here looks at more.
 _WORKING_SIDE = 512
-# Share of the drawing's longer side that is left free around it, as around the bundled digits.
+# Share of the drawing's longer side that is left free around it, at least.
 _MARGIN = 0.08
 
 
@@ -61,8 +61,12 @@ def shrink(image: Image.Image) -> Image.Image:
     return image
 
 
-def read_drawing(drawing: Any) -> Image.Image:
-    """A drawing in black on white, turned to white on black, cut out and centred as the bundled digits are.
+def read_drawing(drawing: Any, margin: float = _MARGIN) -> Image.Image:
+    """A drawing in black on white, turned to white on black, cut out and centred as the digits are that a model knows.
+
+    Args:
+        drawing: what gradio's sketchpad gives.
+        margin (`float`): free space around those digits, as a share of their longer side; at least 0.08.
 
     Raises:
         ValueError: if nothing was drawn.
@@ -73,7 +77,7 @@ def read_drawing(drawing: Any) -> Image.Image:
     if strokes is None or box is None:
         raise ValueError("Draw a digit first.")
     digit = strokes.crop(box)
-    side = round(max(digit.size) * (1 + 2 * _MARGIN))
+    side = round(max(digit.size) * (1 + 2 * max(margin, _MARGIN)))
     square = Image.new("L", (side, side))
     square.paste(digit, ((side - digit.width) // 2, (side - digit.height) // 2))
     return square.resize((64, 64), Image.Resampling.BILINEAR)

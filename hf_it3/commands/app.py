@@ -11,6 +11,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="Hub name or path; by default the tutorial's network, trained on the bundled digits at the first start",
     )
+    parser.add_argument(
+        "--dataset",
+        metavar="DATASET",
+        help="Hub name or path of test images to pick from; by default the bundled digits, if the model reads digits",
+    )
+    parser.add_argument("--split", help="of the data set; by default test, validation or train")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--cache_dir", metavar="DIR", help="where the trained network is kept for the next start")
@@ -22,6 +28,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     launch(
         arguments.model,
+        dataset=arguments.dataset,
+        split=arguments.split,
         cache_dir=arguments.cache_dir,
         server_name="127.0.0.1",
         server_port=arguments.port,

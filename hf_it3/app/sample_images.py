@@ -1,0 +1,95 @@
+"""Labelled test images that visitors pick from: of the bundled digits, or of any data set."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, class_names, find_column, load_images
+from .visitor_images import shrink
+
+
+# Enough to draw the distances of clean images; models of photographs take longer for each.
+NUM_SMALL_IMAGES, NUM_LARGE_IMAGES = 500, 100
+SMALL_SIDE = 64
+SPLITS = ("test", "validation", "train")
+
+
+class SampleImages:
+    """The first images of a shuffled data set, at most 512 pixels a side.
+
+    Args:
+        images (list of `PIL.Image.Image`): grey or RGB.
+        truths (list of `str`, *optional*): the model's name of each image's class.
+    """
+
+    def __init__(self, images: Sequence[Image.Image], truths: Sequence[str] | None = None):
+        self.images = list(images)
+        self.truths = None if truths is None else list(truths)
+
+    @classmethod
+    def load(
+        cls,
+        dataset: str,
+        split: str | None = None,
+        labels: Sequence[str] = (),
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> "SampleImages":
+        """Reads images of a data set.
+
+        Args:
+            dataset (`str`): `"digits"`, a Hub name, a local data set or a folder of images.
+            split (`str`, *optional*): by default the first of `test`, `validation` and `train` that there is.
+            labels (list of `str`): the model's class names. Where the data set has the same in another order, its
+                labels are translated.
+            image_column, label_column (`str`, *optional*): by default the usual names; labels may be missing.
+
+        Raises:
+            ValueError: if the split or the images are missing, or a label is none of the model's.
+        """
+        splits = load_images(dataset)
+        split = split or next((name for name in SPLITS if name in splits), SPLITS[0])
+        if split not in splits:
+            raise ValueError(f"{dataset} has no split {split!r}; its splits are {', '.join(splits)}")
+        rows = splits[split]
+        image_column = find_column(rows.column_names, IMAGE_COLUMNS, image_column, "image")
+        has_labels = label_column is not None or any(name in rows.column_names for name in LABEL_COLUMNS)
+        # Shuffled, because many data sets are sorted by class.
+        rows = rows.shuffle(seed=0).select(range(min(NUM_SMALL_IMAGES, len(rows))))
+        images = [shrink(image) for image in rows[image_column]]
+        if any(max(image.size) > SMALL_SIDE for image in images):
+            images = images[:NUM_LARGE_IMAGES]
+        if not images:
+            raise ValueError(f"split {split!r} of {dataset} has no images")
+        if not has_labels:
+            return cls(images)
+        label_column = find_column(rows.column_names, LABEL_COLUMNS, label_column, "label")
+        return cls(images, _truths(rows[label_column][: len(images)], class_names(rows, label_column), labels))
+
+    def batch(self, picked: int, size: int) -> tuple[list[Image.Image], list[str] | None]:
+        """The picked image and as many others as make up a batch, the same ones every time, with their classes."""
+        others = [position for position in range(len(self.images)) if position != picked]
+        chosen = [picked, *others[: size - 1]]
+        truths = None if self.truths is None else [self.truths[position] for position in chosen]
+        return [self.images[position] for position in chosen], truths
+
+    def margin(self) -> float:
+        """Free space around what is bright, as a share of its longer side, in the median of the images."""
+        shares = []
+        for image in self.images:
+            box = image.convert("L").point(lambda value: 255 * (value > 64)).getbbox()
+            if box is not None:
+                side = max(box[2] - box[0], box[3] - box[1])
+                shares.append((max(image.size) - side) / 2 / side)
+        return float(np.median(shares)) if shares else 0.0
+
+
+def _truths(labels: Sequence[Any], names: list[str] | None, ours: Sequence[str]) -> list[str]:
+    if names is not None and set(names) <= set(ours):
+        return [names[label] for label in labels]
+    for position, label in enumerate(labels):
+        if label not in range(len(ours)):
+            raise ValueError(f"label {label!r} of image {position} is none of the model's {len(ours)} classes")
+    return [ours[label] for label in labels]
