@@ -24,8 +24,6 @@ SETTINGS = (
     "gate",
     "augmentations",
 )
-
-
 ADAPTED_FIELDS = ("data", "num_images", "num_steps", "learning_rate", "scope", "parameters", "date")
 
 

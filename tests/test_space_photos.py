@@ -2,6 +2,7 @@
 
 import os
 
+import datasets
 import numpy as np
 import pytest
 import space_fixtures
@@ -13,7 +14,7 @@ from transformers import ResNetConfig, set_seed
 pytest.importorskip("gradio", reason="the app needs the extra 'app'")
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor
-from hf_it3.app import launch
+from hf_it3.app import launch, sample_images
 from hf_it3.app.adapting import classify
 from hf_it3.app.interface import Page, build_app
 from hf_it3.app.rendering import render_result
@@ -103,8 +104,9 @@ def test_a_visitor_picks_from_a_data_set_of_the_models_own_kind(browser, directo
         app.close()
 
 
-def test_classes_are_told_by_their_names(directory, dataset):
-    samples = ServedModel(directory, dataset=dataset).samples
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_are_told_by_their_names(directory, dataset, streaming):
+    samples = ServedModel(directory, dataset=dataset, streaming=streaming).samples
     assert len(samples.images) == 16
     assert max(max(image.size) for image in samples.images) == 480
     assert sorted(samples.truths) == ["golden retriever"] * 8 + ["tabby, tabby cat"] * 8
@@ -119,6 +121,22 @@ def test_a_data_set_without_labels_has_images_to_pick_from(tmp_path):
     samples = SampleImages.load(str(tmp_path), labels=NAMES)
     assert len(samples.images) == 1
     assert samples.batch(0, 5) == (samples.images, None)
+
+
+def test_a_split_without_labels_is_not_taken_for_one_with(digits, tmp_path):
+    rows = digits["test"].select(range(3))
+    unlabelled = (
+        rows.remove_columns("label").add_column("label", [-1] * 3).cast_column("label", rows.features["label"])
+    )
+    datasets.DatasetDict(test=unlabelled).save_to_disk(tmp_path / "digits")
+    assert SampleImages.load(str(tmp_path / "digits"), labels=list("0123456789")).truths is None
+
+
+def test_large_images_are_fewer(tmp_path):
+    rows = [{"image": Image.new("L", (sample_images.SMALL_SIDE + 1, 8))}] * 120
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.DatasetDict(test=datasets.Dataset.from_list(rows, features=features)).save_to_disk(tmp_path / "large")
+    assert len(SampleImages.load(str(tmp_path / "large")).images) == sample_images.NUM_LARGE_IMAGES
 
 
 @pytest.mark.parametrize(

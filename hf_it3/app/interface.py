@@ -280,6 +280,7 @@ def launch(
     *,
     dataset: str | None = None,
     split: str | None = None,
+    streaming: bool = False,
     cache_dir: str | os.PathLike | None = None,
     num_epochs: int | None = None,
     **kwargs: Any,
@@ -288,7 +289,7 @@ def launch(
 
     Args:
         model (`str`, *optional*): Hub name or path; by default the tutorial's network, trained at the first start.
-        dataset, split, cache_dir, num_epochs (*optional*): see [`ServedModel`].
+        dataset, split, streaming, cache_dir, num_epochs (*optional*): see [`ServedModel`].
         kwargs: arguments of gradio's `launch`; by default it listens on this machine only, or where the environment
             variable `GRADIO_SERVER_NAME` says, as on a Space.
 
@@ -298,7 +299,7 @@ def launch(
     Raises:
         OSError, ValueError, TypeError: for a model that cannot be loaded, or test images that cannot be read.
     """
-    served = ServedModel(model or None, cache_dir, num_epochs, dataset or None, split)
+    served = ServedModel(model or None, cache_dir, num_epochs, dataset or None, split, streaming)
     app = build_app(served)
     served.start()
     with contextlib.suppress(KeyboardInterrupt):

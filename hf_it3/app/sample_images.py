@@ -30,12 +30,7 @@ class SampleImages:
 
     @classmethod
     def load(
-        cls,
-        dataset: str,
-        split: str | None = None,
-        labels: Sequence[str] = (),
-        image_column: str | None = None,
-        label_column: str | None = None,
+        cls, dataset: str, split: str | None = None, labels: Sequence[str] = (), streaming: bool = False
     ) -> "SampleImages":
         """Reads images of a data set.
 
@@ -44,29 +39,34 @@ class SampleImages:
             split (`str`, *optional*): by default the first of `test`, `validation` and `train` that there is.
             labels (list of `str`): the model's class names. Where the data set has the same in another order, its
                 labels are translated.
-            image_column, label_column (`str`, *optional*): by default the usual names; labels may be missing.
+            streaming (`bool`): read no more of the data set than is needed.
 
         Raises:
             ValueError: if the split or the images are missing, or a label is none of the model's.
         """
-        splits = load_images(dataset)
+        splits = load_images(dataset, streaming=streaming)
         split = split or next((name for name in SPLITS if name in splits), SPLITS[0])
         if split not in splits:
             raise ValueError(f"{dataset} has no split {split!r}; its splits are {', '.join(splits)}")
-        rows = splits[split]
-        image_column = find_column(rows.column_names, IMAGE_COLUMNS, image_column, "image")
-        has_labels = label_column is not None or any(name in rows.column_names for name in LABEL_COLUMNS)
+        images, found = [], []
+        count = NUM_SMALL_IMAGES
         # Shuffled, because many data sets are sorted by class.
-        rows = rows.shuffle(seed=0).select(range(min(NUM_SMALL_IMAGES, len(rows))))
-        images = [shrink(image) for image in rows[image_column]]
-        if any(max(image.size) > SMALL_SIDE for image in images):
-            images = images[:NUM_LARGE_IMAGES]
+        for row in splits[split].shuffle(seed=0):
+            image = row[find_column(row, IMAGE_COLUMNS, None, "image")]
+            if not isinstance(image, Image.Image):
+                raise ValueError(f"{dataset} has no images to show, but {type(image).__name__} in their column")
+            images.append(shrink(image))
+            found.append(next((row[name] for name in LABEL_COLUMNS if name in row), None))
+            if max(images[-1].size) > SMALL_SIDE:
+                count = NUM_LARGE_IMAGES
+            if len(images) >= count:
+                break
         if not images:
             raise ValueError(f"split {split!r} of {dataset} has no images")
-        if not has_labels:
+        # The Hub's test splits without labels have None or -1 in their place.
+        if any(label in (None, -1) for label in found):
             return cls(images)
-        label_column = find_column(rows.column_names, LABEL_COLUMNS, label_column, "label")
-        return cls(images, _truths(rows[label_column][: len(images)], class_names(rows, label_column), labels))
+        return cls(images, _truths(found, class_names(splits[split]), labels))
 
     def batch(self, picked: int, size: int) -> tuple[list[Image.Image], list[str] | None]:
         """The picked image and as many others as make up a batch, the same ones every time, with their classes."""

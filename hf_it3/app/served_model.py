@@ -45,6 +45,7 @@ class ServedModel:
         dataset (`str`, *optional*): Hub name or path of the test images; by default the bundled digits, if the model's
             classes are the ten digits, else none.
         split (`str`, *optional*): of the data set; by default the first of `test`, `validation` and `train`.
+        streaming (`bool`): read no more of the data set than is needed.
         cache_dir (`str` or `PathLike`, *optional*): where the trained network is kept for the next start.
         num_epochs (`int`, *optional*): of that training.
 
@@ -60,6 +61,7 @@ class ServedModel:
         num_epochs: int | None = None,
         dataset: str | None = None,
         split: str | None = None,
+        streaming: bool = False,
     ):
         self.name = name
         self.cache_dir = Path(cache_dir or Path(HF_HOME) / "hf-it3" / f"digits-{__version__}")
@@ -72,7 +74,7 @@ class ServedModel:
         if name is not None:
             self._take(name)
         dataset = dataset or (DIGITS if self.reads_digits else None)
-        self.samples = None if dataset is None else SampleImages.load(dataset, split, self.labels)
+        self.samples = None if dataset is None else SampleImages.load(dataset, split, self.labels, streaming)
 
     @property
     def labels(self) -> list[str]:

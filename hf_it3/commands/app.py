@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Hub name or path of test images to pick from; by default the bundled digits, if the model reads digits",
     )
     parser.add_argument("--split", help="of the data set; by default test, validation or train")
+    parser.add_argument("--streaming", action="store_true", help="read no more of the data set than is needed")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--cache_dir", metavar="DIR", help="where the trained network is kept for the next start")
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.model,
         dataset=arguments.dataset,
         split=arguments.split,
+        streaming=arguments.streaming,
         cache_dir=arguments.cache_dir,
         server_name="127.0.0.1",
         server_port=arguments.port,
