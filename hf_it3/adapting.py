@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .adaptation_it3 import TestTimeAdapter
-from .data import ImageCollator, image_processor_for, load_images
+from .data import ImageCollator, image_processor_for, load_images, select_split
 from .interface_it3 import IdempotentModel
 from .model_card import write_model_card
 from .modeling_it3 import IT3ForImageClassification
@@ -30,7 +30,7 @@ def adapt_to_images(
         model (`str`): Hub name or directory.
         images (`list[str]`): image files and folders of images, or the name of one data set.
         revision (`str`, *optional*): of the model.
-        split (`str`): of the data set.
+        split (`str`): of the data set, or a range of one such as `"test[:2000]"`.
         description (`str`, *optional*): of the images, for the model card; by default says how many there are.
         overrides: fields of [`AdaptationConfig`] that differ from the model's settings.
 
@@ -74,10 +74,8 @@ def _open(names: Sequence[str], split: str) -> tuple[str, Iterable[dict[str, Any
         if len(names) != 1:
             missing = next(path for path in paths if not path.exists())
             raise ValueError(f"{missing} does not exist; give image files and folders, or one data set")
-        dataset = load_images(names[0])
-        if split not in dataset:
-            raise ValueError(f"{names[0]} has no split {split!r}; its splits are {', '.join(dataset)}")
-        return f"{'data set' if paths[0].exists() else names[0]}, split {split}", dataset[split]
+        rows = select_split(load_images(names[0]), split)
+        return f"{'data set' if paths[0].exists() else names[0]}, split {split}", rows
     files = find_images(names)
     return f"{len(files)} image files", ({"image": file} for file in files)
 

@@ -1,11 +1,13 @@
 """Image data sets: loading them, finding their columns, and turning rows into batches."""
 
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 from transformers import AutoImageProcessor
 
 from .configuration_it3 import IT3Config
@@ -70,6 +72,43 @@ def load_images(name_or_path: str, config_name: str | None = None, streaming: bo
     if os.path.isdir(name_or_path) and os.path.isfile(os.path.join(name_or_path, "dataset_dict.json")):
         return datasets.load_from_disk(name_or_path)
     return datasets.load_dataset(name_or_path, config_name, streaming=streaming)
+
+
+def select_split(splits: Any, wanted: str) -> Any:
+    """A split of a data set, streamed or not, or a range of its rows: `"test"`, `"test[:2000]"`, `"train[50000:]"`.
+
+    Raises:
+        ValueError: for a split that does not exist, and for an empty range.
+    """
+    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d*):(\d*)\])?", wanted)
+    if match is None or match[1] not in splits:
+        raise ValueError(
+            f"the data set has no split {wanted!r}; its splits are {', '.join(map(str, splits))}, and a range is "
+            "written 'test[:2000]'"
+        )
+    rows = splits[match[1]]
+    if match[2] is None:
+        return rows
+    first, last = int(match[2] or 0), int(match[3]) if match[3] else None
+    if last is not None and last <= first:
+        raise ValueError(f"{wanted!r} has no rows")
+    if not hasattr(rows, "__len__"):
+        rows = rows.skip(first)
+        return rows if last is None else rows.take(last - first)
+    chosen = range(first, len(rows) if last is None else min(last, len(rows)))
+    if not chosen:
+        raise ValueError(f"{wanted!r} has no rows; {match[1]!r} has {len(rows)}")
+    return rows.select(chosen)
+
+
+def first_rows(dataset: Any, count: int | None) -> Any:
+    """The first rows of a data set, streamed or not; all of them for `None`, and where there are no more."""
+    if count is None:
+        return dataset
+    if not hasattr(dataset, "__len__"):
+        return dataset.take(count)
+    rows = range(min(count, len(dataset)))
+    return dataset.select(rows) if hasattr(dataset, "select") else Subset(dataset, rows)
 
 
 def find_column(columns: Iterable[str], candidates: tuple[str, ...], given: str | None, what: str) -> str:

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, pipeline, set_seed
 from .card_facts import installed_versions
 from .configuration_cnn_it3 import IT3CNNConfig
 from .configuration_it3 import IT3Config
-from .data import DIGITS, LABEL_COLUMNS, find_column, load_images
+from .data import DIGITS, LABEL_COLUMNS, class_names, find_column, first_rows, load_images, select_split
 from .demo_report import Measurement, SeedResult, condition_results, describe_seed
 from .evaluation.images import PixelCollator
 from .image_processing_it3 import IT3ImageProcessor
@@ -84,13 +84,11 @@ def run_demo(
     recipe = RECIPES[DIGITS if dataset == DIGITS else "mnist"]
     batch_size = batch_size or recipe.eval_batch_size
     splits = load_images(dataset)
-    for name in ("train", "test"):
-        if name not in splits:
-            raise ValueError(f"{dataset} has no split {name!r}; its splits are {', '.join(splits)}")
-    train = _first(splits["train"], max_train_images)
+    train = first_rows(select_split(splits, "train"), max_train_images)
+    test = first_rows(select_split(splits, "test"), max_test_images)
     processor = IT3ImageProcessor(num_channels=1, image_mean=[recipe.mean], image_std=[recipe.std])
-    pixels, labels = _read_pixels(_first(splits["test"], max_test_images), processor)
-    names = _label_names(splits["train"])
+    pixels, labels = _read_pixels(test, processor)
+    names = _label_names(train)
 
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -112,14 +110,9 @@ def run_demo(
     return _finish(output_dir, results, recipe, dataset, noise_std, batch_size)
 
 
-def _first(dataset: Any, count: int | None) -> Any:
-    return dataset if count is None else dataset.select(range(min(count, len(dataset))))
-
-
 def _label_names(dataset: Any) -> list[str]:
-    feature = dataset.features[find_column(dataset.column_names, LABEL_COLUMNS, None, "label")]
-    names = getattr(feature, "names", None)
-    return names or [str(label) for label in sorted(set(dataset["label"]))]
+    labels = dataset[find_column(dataset.column_names, LABEL_COLUMNS, None, "label")]
+    return class_names(dataset) or [str(label) for label in sorted(set(labels))]
 
 
 def _read_pixels(dataset: Any, processor: IT3ImageProcessor) -> tuple[Tensor, Tensor]:

@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from .adaptation_it3 import TestTimeAdapter
 from .calibration import CalibrationResult, calibrate_trainer, check_trainer
-from .data import IMAGE_COLUMNS, LABEL_COLUMNS
+from .data import IMAGE_COLUMNS, LABEL_COLUMNS, first_rows
 from .gate_it3 import idempotence_distances
 from .interface_it3 import IdempotentModel, idempotent_model
 from .trainer_defaults import name_classes, prepare_model, with_defaults, with_our_arguments
@@ -240,7 +239,7 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         model = idempotent_model(self.model)
         was_training = model.training
         model.eval()
-        batches = self.get_test_dataloader(_first(dataset, self.args.reference_images))
+        batches = self.get_test_dataloader(first_rows(dataset, self.args.reference_images or None))
         progress = tqdm(
             batches, "Reference distance", disable=self.args.disable_tqdm or not self.is_world_process_zero()
         )
@@ -260,13 +259,3 @@ class IT3Trainer(TrainerHubMixin, Trainer):
             "distance": model.config.distance if isinstance(model.config.distance, str) else None,
         }
         return model.config.reference_distance
-
-
-def _first(dataset: Any, count: int) -> Any:
-    """The first rows of a data set, streamed or not; all of them for a count of 0."""
-    if count == 0:
-        return dataset
-    if hasattr(dataset, "take") and not hasattr(dataset, "__len__"):
-        return dataset.take(count)
-    count = min(count, len(dataset))
-    return dataset.select(range(count)) if hasattr(dataset, "select") else Subset(dataset, range(count))

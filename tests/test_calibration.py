@@ -17,7 +17,6 @@ from hf_it3 import AdaptationConfig, IT3ForImageClassification, IT3Trainer, IT3T
 from hf_it3.calibration import calibrate
 from hf_it3.calibration.grid import Stage, do_nothing, make_stages
 from hf_it3.calibration.search import Search
-from hf_it3.commands.calibrate import select_split
 from hf_it3.evaluation import evaluate_robustness
 from hf_it3.evaluation.conditions import Condition
 from hf_it3.gate_it3 import idempotence_distances
@@ -459,18 +458,6 @@ def test_the_command_wants_a_folder_for_what_comes_from_the_hub(calibrate_comman
     status, output, _ = calibrate_command(model="someone/some-model")
     assert status == 2
     assert "pass --output_dir" in output.err
-
-
-@pytest.mark.parametrize("wanted", ["train[1290:2000]", "test[:7]"])
-def test_a_range_of_a_split_is_those_rows(digits, wanted):
-    rows = {"train[1290:2000]": digits["train"].select(range(1290, 1297)), "test[:7]": digits["test"].select(range(7))}
-    assert select_split(digits, wanted)["label"][:] == rows[wanted]["label"][:]
-
-
-@pytest.mark.parametrize("wanted", ["validation", "test[600:]", "test[1:2:3]"])
-def test_a_split_that_is_not_there_is_refused(digits, wanted):
-    with pytest.raises(ValueError, match="has no"):
-        select_split(digits, wanted)
 
 
 def test_doing_nothing_keeps_what_is_no_adaptation():

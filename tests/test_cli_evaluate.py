@@ -41,6 +41,16 @@ def test_corruptions_are_left_out(command, capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:5]] == ["clean", "contrast"]
 
 
+def test_ranges_of_a_split_are_evaluated_apart(command, capsys):
+    assert main([*command, "--scopes", "none", "--split", "test[:10],test[10:40]"]) == 0
+    names = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[3:9]]
+    corruptions = ("digits-shift/contrast", "digits-shift/blur")
+    assert names == [
+        *("test[:10]", *(f"test[:10]: {corruption}" for corruption in corruptions)),
+        *("test[10:40]", *(f"test[10:40]: {corruption}" for corruption in corruptions)),
+    ]
+
+
 def test_files_are_written_and_resumed_from(command, capsys, tmp_path):
     command += ["--methods", "batch", "--output_dir", str(tmp_path)]
     assert main(command) == 0

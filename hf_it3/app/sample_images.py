@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, class_names, find_column, load_images
+from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, class_names, find_column, load_images, select_split
 from .visitor_images import shrink
 
 
@@ -46,12 +46,11 @@ class SampleImages:
         """
         splits = load_images(dataset, streaming=streaming)
         split = split or next((name for name in SPLITS if name in splits), SPLITS[0])
-        if split not in splits:
-            raise ValueError(f"{dataset} has no split {split!r}; its splits are {', '.join(splits)}")
+        rows = select_split(splits, split)
         images, found = [], []
         count = NUM_SMALL_IMAGES
         # Shuffled, because many data sets are sorted by class.
-        for row in splits[split].shuffle(seed=0):
+        for row in rows.shuffle(seed=0):
             image = row[find_column(row, IMAGE_COLUMNS, None, "image")]
             if not isinstance(image, Image.Image):
                 raise ValueError(f"{dataset} has no images to show, but {type(image).__name__} in their column")
@@ -66,7 +65,7 @@ class SampleImages:
         # The Hub's test splits without labels have None or -1 in their place.
         if any(label in (None, -1) for label in found):
             return cls(images)
-        return cls(images, _truths(found, class_names(splits[split]), labels))
+        return cls(images, _truths(found, class_names(rows), labels))
 
     def batch(self, picked: int, size: int) -> tuple[list[Image.Image], list[str] | None]:
         """The picked image and as many others as make up a batch, the same ones every time, with their classes."""

@@ -8,7 +8,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="Hub name or directory of an idempotent model")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, folders of them, or one data set")
     parser.add_argument("--revision", help="revision of the model")
-    parser.add_argument("--split", default="test", help="split of a data set")
+    parser.add_argument("--split", default="test", help="split of a data set, or a range of one: test[:2000]")
     parser.add_argument("--output_dir", metavar="DIR", help="where to save the adapted model")
     parser.add_argument("--push", metavar="user/name", help="where to push the adapted model")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")

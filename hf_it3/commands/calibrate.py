@@ -8,7 +8,6 @@ other than these.
 import argparse
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformers.utils import CONFIG_NAME
 from ..adaptation_config_it3 import SCOPES
 from ..calibration import CalibrationResult, calibrate
 from ..calibration.calibrate import DEFAULT_NUM_SAMPLES
-from ..data import load_images
+from ..data import load_images, select_split
 from ..evaluation.inputs import LoadedModel, load_model
 from ..evaluation.processes import process_state
 from ..evaluation.storage import write_atomically
@@ -96,27 +95,6 @@ def _held_out_split(splits: Any) -> str:
         f"the data set has none of the splits {', '.join(_HELD_OUT_SPLITS)}, only {', '.join(map(str, splits))}; name "
         "images that the model was not trained on with --split, 'train[50000:]' for example"
     )
-
-
-def select_split(splits: Any, wanted: str) -> Any:
-    """A split of a data set, or a range of its rows: `"test"`, `"test[:2000]"`, `"train[50000:]"`.
-
-    Raises:
-        ValueError: for a split that does not exist, and for an empty range.
-    """
-    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d*):(\d*)\])?", wanted)
-    if match is None or match[1] not in splits:
-        raise ValueError(
-            f"the data set has no split {wanted!r}; its splits are {', '.join(map(str, splits))}, and a range is "
-            "written 'test[:2000]'"
-        )
-    rows = splits[match[1]]
-    if match[2] is None:
-        return rows
-    chosen = range(int(match[2] or 0), min(int(match[3]) if match[3] else len(rows), len(rows)))
-    if not chosen:
-        raise ValueError(f"{wanted!r} has no rows; {match[1]!r} has {len(rows)}")
-    return rows.select(chosen)
 
 
 def save_calibrated(loaded: LoadedModel, result: CalibrationResult, folder: str | os.PathLike) -> Path:

@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="Hub names or paths; several give their mean")
     parser.add_argument("--dataset", required=True, help="Hub name, path, or 'digits'")
     parser.add_argument("--config_name", help="configuration of the data set; several with commas are compared")
-    parser.add_argument("--split", default="test", help="several with commas are compared (default: test)")
+    parser.add_argument(
+        "--split", default="test", help="or a range, test[2000:]; several with commas are compared (default: test)"
+    )
     parser.add_argument("--image_column", help="default: image, img or pixel_values")
     parser.add_argument("--label_column", help="default: label, labels or fine_label")
     parser.add_argument("--streaming", action="store_true", help="stream the data set, for ones larger than memory")

@@ -59,7 +59,9 @@ class DataArguments:
         default="digits", metadata={"help": "'digits' (bundled), a Hub name, a local data set or a folder of images."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    train_split: str = field(
+        default="train", metadata={"help": "Split to train on, or a range of one: 'train[:50000]'."}
+    )
     eval_split: str | None = field(
         default=None, metadata={"help": "Split to evaluate on; by default the first of 'validation' and 'test'."}
     )
@@ -104,18 +106,18 @@ def train(
     """
     from transformers import set_seed
 
-    from ..data import class_names, load_images
+    from ..data import class_names, first_rows, load_images, select_split
     from ..trainer import IT3Trainer
 
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="loading the data set"):
         splits = load_images(data_arguments.dataset, data_arguments.dataset_config, data_arguments.streaming)
-    train_split = _split(splits, data_arguments.train_split, data_arguments.max_train_samples)
+    train_split = first_rows(select_split(splits, data_arguments.train_split), data_arguments.max_train_samples)
     eval_name = data_arguments.eval_split or next((name for name in ("validation", "test") if name in splits), None)
     _choose_what_to_do(arguments, can_evaluate=eval_name is not None)
     eval_split = None
     if arguments.do_eval:
-        eval_split = _split(splits, eval_name or "test", data_arguments.max_eval_samples)
+        eval_split = first_rows(select_split(splits, eval_name or "test"), data_arguments.max_eval_samples)
     model = _build_model(model_arguments, class_names(train_split, arguments.label_column))
     trainer = IT3Trainer(
         model, arguments, train_dataset=train_split if arguments.do_train else None, eval_dataset=eval_split
@@ -143,17 +145,6 @@ def _choose_what_to_do(arguments: IT3TrainingArguments, can_evaluate: bool) -> N
 def _report(trainer: "IT3Trainer", name: str, metrics: dict[str, float]) -> None:
     trainer.log_metrics(name, metrics)
     trainer.save_metrics(name, metrics)
-
-
-def _split(splits: Any, name: str, max_samples: int | None) -> Any:
-    if name not in splits:
-        raise ValueError(f"the data set has no split {name!r}; its splits are {', '.join(splits)}")
-    split = splits[name]
-    if max_samples is None:
-        return split
-    return (
-        split.take(max_samples) if not hasattr(split, "__len__") else split.select(range(min(max_samples, len(split))))
-    )
 
 
 def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3ForImageClassification":

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor
 
-from ..data import image_processor_for, load_images
+from ..data import image_processor_for, load_images, select_split
 from ..interface_it3 import IdempotentModel, idempotent_model
 from ..modeling_it3 import IT3ForImageClassification
 from .conditions import split_names
@@ -74,7 +74,8 @@ def load_subsets(
     Args:
         dataset: a name as [`~hf_it3.data.load_images`] takes it, a data set, a `DatasetDict`, or a mapping from names
             of your own to data sets (published corrupted sets, for instance).
-        split: the split of names and `DatasetDict`s; several, with commas, are evaluated one by one.
+        split: the split of names and `DatasetDict`s, or a range of one such as `"test[2000:]"`; several, with commas,
+            are evaluated one by one.
         config_name (*optional*): the configuration; several, with commas or in a list, are evaluated one by one.
         streaming: whether named data sets are streamed.
 
@@ -91,10 +92,8 @@ def load_subsets(
     for config in configs:
         loaded = load_images(dataset, config, streaming) if isinstance(dataset, str) else dataset
         for one in splits:
-            if one not in loaded:
-                raise ValueError(f"the data set has no split {one!r}; its splits are {', '.join(map(str, loaded))}")
             names = (config if len(configs) > 1 else None, one if len(splits) > 1 else None)
-            subsets["/".join(filter(None, names)) or None] = loaded[one]
+            subsets["/".join(filter(None, names)) or None] = select_split(loaded, one)
     return subsets
 
 

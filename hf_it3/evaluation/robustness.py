@@ -64,7 +64,8 @@ def evaluate_robustness(
         dataset: what to evaluate on: a Hub name, path or `"digits"` (see [`~hf_it3.data.load_images`]); a data set
             with an image and a label column, which may be streamed; or a mapping from names to data sets, such as
             published corrupted sets, of which one may be named `"clean"`.
-        split, config_name: which part of a named data set; several, with commas, are conditions of their own.
+        split, config_name: which part of a named data set, of a split also a range such as `"test[2000:]"`; several,
+            with commas, are conditions of their own.
         corruptions: `"all"` (MNIST-C for models of grey images, ImageNet-C for colour), `"none"`, suites or names;
             see [`~hf_it3.corruptions.list_corruptions`]. The images as they are always come first.
         exclude: of these, suites or names to leave out; `"calibrated"` stands for those that the models' settings were
