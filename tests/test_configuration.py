@@ -1,5 +1,6 @@
 """IT3Config, IT3CNNConfig and AdaptationConfig: what they accept, refuse, save and load."""
 
+import inspect
 import json
 
 import pytest
@@ -235,7 +236,8 @@ def test_the_default_anchor_depends_on_the_scope(scope, anchor):
 
 
 def test_every_field_is_documented():
-    assert [name for name in field_names() if f"\n        {name} (`" not in AdaptationConfig.__doc__] == []
+    text = inspect.getdoc(AdaptationConfig)
+    assert [name for name in field_names() if f"\n    {name} (`" not in text] == []
 
 
 def test_custom_pipelines_of_a_repository_do_not_stick(tmp_path):
