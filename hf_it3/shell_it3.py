@@ -198,3 +198,15 @@ def gradients_allowed() -> Iterator[None]:
             yield
     finally:
         torch.set_autocast_cache_enabled(caches)
+
+
+@contextmanager
+def frozen_modes(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; afterwards each of its modules is in the mode that it was in before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

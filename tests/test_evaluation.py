@@ -150,8 +150,11 @@ def test_methods_on_batch_norm_models_are_those_of_their_presets(evaluate, batch
 def test_a_model_is_left_as_it_was(evaluate, model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
+    model.backbone.eval()
+    modes = [module.training for module in model.modules()]
     evaluate(methods="torch-ttt,stream,image")
     assert model.training
+    assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

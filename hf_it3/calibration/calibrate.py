@@ -11,6 +11,7 @@ from ..adaptation_it3 import TestTimeAdapter
 from ..evaluation.images import ImageSource, Normalization
 from ..evaluation.inputs import load_model
 from ..interface_it3 import IdempotentModel
+from ..shell_it3 import frozen_modes
 from .grid import do_nothing
 from .images import HeldOutImages, calibration_conditions
 from .report import CalibrationResult
@@ -113,29 +114,27 @@ def calibrate(
             reference_dataset, loaded.image_processor, inner.config, **columns, num_samples=_REFERENCE_IMAGES
         )
         reference = HeldOutImages(source, normalization, conditions[:1], own.batch_size, seed, first)
-    was_training, old_reference = inner.training, inner.config.reference_distance
-    inner.eval()
+    old_reference = inner.config.reference_distance
     try:
-        # The gates of the search need the new reference, which an interrupted search takes back.
-        inner.config.reference_distance = _reference_distance(inner, own, reference)
-        search = Search(inner, own, images, max_clean_loss, show_progress)
-        baseline, chosen = search.run()
-        result = CalibrationResult(
-            own=own,
-            baseline=baseline,
-            chosen=chosen,
-            trials=search.trials,
-            corruptions=[condition.corruption for condition in conditions if condition.corruption is not None],
-            severity=severity,
-            max_clean_loss=max_clean_loss,
-            seed=seed,
-            reference_distance=inner.config.reference_distance,
-        )
+        with frozen_modes(inner):
+            # The gates of the search need the new reference, which an interrupted search takes back.
+            inner.config.reference_distance = _reference_distance(inner, own, reference)
+            search = Search(inner, own, images, max_clean_loss, show_progress)
+            baseline, chosen = search.run()
     except BaseException:
         inner.config.reference_distance = old_reference
         raise
-    finally:
-        inner.train(was_training)
+    result = CalibrationResult(
+        own=own,
+        baseline=baseline,
+        chosen=chosen,
+        trials=search.trials,
+        corruptions=[condition.corruption for condition in conditions if condition.corruption is not None],
+        severity=severity,
+        max_clean_loss=max_clean_loss,
+        seed=seed,
+        reference_distance=inner.config.reference_distance,
+    )
     result.apply(inner.config)
     return result
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..shell_it3 import frozen_modes
 from .images import ImageSource
 from .inputs import LoadedModel
 from .methods import UNADAPTED, Method, why_not_applicable
@@ -87,9 +88,7 @@ class Evaluation:
             for name, dataset in self.subsets.items()
         }
         usable = [method for method in methods if why_not_applicable(method, loaded.model) is None]
-        was_training = loaded.model.training
-        loaded.model.eval()
-        try:
+        with frozen_modes(loaded.model):
             for seed in self.seeds:
                 settings = self.results.settings
                 runner = Runner(
@@ -104,8 +103,6 @@ class Evaluation:
                     self.show_progress,
                 )
                 self._run_seed(runner)
-        finally:
-            loaded.model.train(was_training)
 
     def _run_seed(self, runner: Runner) -> None:
         run = len(self.results.outcomes)
