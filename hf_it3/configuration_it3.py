@@ -141,7 +141,12 @@ class IT3Config(PreTrainedConfig):
             self.problem_type = self.backbone_config.problem_type
 
     def sync_backbone_labels(self) -> None:
-        """Gives the backbone the labels and problem type of this configuration, also where they were set later."""
+        """Gives the backbone the labels and problem type of this configuration, also where they were set later.
+
+        A single label without a problem type means regression, in training and at test time.
+        """
+        if self.problem_type is None and self.num_labels == 1:
+            self.problem_type = "regression"
         if {index: label for label, index in (self.label2id or {}).items()} != self.id2label:
             self.label2id = {label: index for index, label in self.id2label.items()}
         backbone = self.backbone_config

@@ -67,9 +67,13 @@ class HubMixin(IdempotentModel):
         if delta:
             self._package_module("delta").save_delta(self, save_directory)
         else:
-            self.config.base_model = _of_whole_model(self.config.base_model)
-            # Not pushed by it, but below, with card and image processor.
-            super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
+            own = self.config.base_model
+            self.config.base_model = _of_whole_model(own)
+            try:
+                # Not pushed by it, but below, with card and image processor.
+                super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
+            finally:
+                self.config.base_model = own
         if is_main_process and (include_code or is_remote_code(self)):
             write_code(save_directory)
         if push_to_hub:

@@ -33,7 +33,7 @@ from .injection_it3 import (
     running_pass,
     suggest_injection_layer,
 )
-from .losses_it3 import supervised_loss
+from .losses_it3 import fit_labels, guess_problem_type, supervised_loss
 from .modeling_cnn_it3 import init_like_torch
 from .objective_it3 import one_hot_signal
 
@@ -223,14 +223,19 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
             kwargs: passed to the backbone.
 
         Raises:
-            ValueError: if labels are out of range, the signal has the wrong shape, or the injection layer did not run.
+            ValueError: if labels do not fit or are out of range, the signal has the wrong shape, or the injection
+                layer did not run.
         """
         if labels is None:
             first = self._run(pixel_values, label_signal, **kwargs)
             return self._output(first, return_dict)
-        problem_type = self._problem_type(labels)
+        problem_type = self.config.problem_type or guess_problem_type(labels)
         first = self._run(pixel_values, label_signal, **kwargs)
+        labels = fit_labels(labels, first[0], problem_type)
         classification_loss = supervised_loss(first[0], labels, problem_type)
+        if self.config.problem_type is None:
+            self.config.problem_type = problem_type
+            self.config.sync_backbone_labels()
         if label_signal is not None:
             return self._output(first, return_dict, loss=classification_loss)
         signal = one_hot_signal(labels, self.config.num_labels, problem_type, first[0].dtype)
@@ -276,18 +281,6 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
             raise ValueError(f"label_signal must have shape {expected}, got {tuple(signal.shape)}")
         parameters = list(self.embedder.parameters())  # torch 2.8 compiles no next() with a default
         return self.embedder(signal.to(parameters[0].dtype) if parameters else signal)
-
-    def _problem_type(self, labels: Tensor) -> str:
-        """The configured problem type, or the one that the labels show, which is then kept."""
-        if self.config.problem_type is None:
-            if self.config.num_labels == 1:
-                self.config.problem_type = "regression"
-            elif labels.dtype in (torch.long, torch.int):
-                self.config.problem_type = "single_label_classification"
-            else:
-                self.config.problem_type = "multi_label_classification"
-            self.config.sync_backbone_labels()
-        return self.config.problem_type
 
     def _output(
         self, first: tuple[Tensor, Any], return_dict: bool | None, **fields: Any

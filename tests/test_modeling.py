@@ -108,6 +108,44 @@ class TestProblemTypes:
         model(pixels, labels=torch.tensor([0, 1, 2, 0, 1]))
         assert model.config.problem_type == "single_label_classification"
 
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+    @pytest.mark.parametrize("problem_type", [None, "single_label_classification"])
+    def test_integers_of_any_width_are_class_indices(self, pixels, dtype, problem_type):
+        model = build(problem_type=problem_type)
+        labels = torch.tensor([0, 1, 2, 0, 1])
+        expected = model(pixels, labels=labels)
+        model.config.problem_type = problem_type
+        output = model(pixels, labels=labels.to(dtype))
+        assert model.config.problem_type == "single_label_classification"
+        assert torch.equal(output.loss, expected.loss)
+
+    @pytest.mark.parametrize("dtype", [torch.long, torch.bool])
+    def test_several_labels_may_be_integers(self, pixels, dtype):
+        model = build()
+        labels = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [0, 0, 1]])
+        assert torch.equal(model(pixels, labels=labels.to(dtype)).loss, model(pixels, labels=labels.float()).loss)
+        assert model.config.problem_type == "multi_label_classification"
+
+    @pytest.mark.parametrize(
+        ("problem_type", "labels"),
+        [
+            (None, torch.zeros(5)),
+            (None, torch.zeros(4, dtype=torch.long)),
+            (None, torch.tensor([0, 1, 2, 3, 1])),
+            ("single_label_classification", torch.zeros(5)),
+            ("single_label_classification", torch.zeros(5, 3)),
+            ("multi_label_classification", torch.zeros(5, dtype=torch.long)),
+            ("regression", torch.zeros(5)),
+        ],
+    )
+    def test_labels_that_do_not_fit_are_refused_and_decide_nothing(self, pixels, problem_type, labels):
+        model = build(problem_type=problem_type)
+        with pytest.raises(ValueError, match=r"^labels for problem_type=.* of shape \(5,( 3)?\), got|out of range"):
+            model(pixels, labels=labels)
+        assert model.config.problem_type == problem_type
+        if problem_type is None:
+            assert model(pixels, labels=torch.tensor([0, 1, 2, 0, 1])).loss.isfinite()
+
     def test_float_labels_mean_several_labels_and_are_the_signal(self, pixels):
         model = build()
         labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [0, 0, 1]])
@@ -120,6 +158,7 @@ class TestProblemTypes:
 
     def test_one_label_means_regression(self, pixels):
         model = build(num_labels=1, distance="mse")
+        assert model.config.problem_type == model.config.backbone_config.problem_type == "regression"
         values = torch.rand(5)
         output = model(pixels, labels=values)
         assert model.config.problem_type == "regression"
@@ -370,6 +409,14 @@ save_file({{"plain": plain, "signalled": signalled, **weights}}, {str(tmp_path /
         assert saved.keys() == model.state_dict().keys()
         assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
         assert {name for name in saved if name.startswith("embedder.")}
+
+    def test_saving_an_adapted_model_leaves_what_it_knows_of_its_base(self, tmp_path):
+        model = build()
+        provenance = {"name_or_path": str(tmp_path), "weights": "delta", "delta_of": {"name_or_path": "a/b"}}
+        model.config.base_model = dict(provenance)
+        model.save_pretrained(tmp_path / "saved")
+        assert model.config.base_model == provenance
+        assert IT3Config.from_pretrained(tmp_path / "saved").base_model == {"name_or_path": tmp_path.name}
 
     def test_a_checkpoint_without_the_embedder_is_an_error(self, model, tmp_path):
         model.save_pretrained(tmp_path)
