@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import EfficientNetImageProcessor
 
 from hf_it3 import AdaptationConfig, TestTimeAdapter
 from hf_it3.corruptions import corrupt
 from hf_it3.evaluation import evaluate_robustness, model_index_entries, parse_corruptions, parse_severities
-from hf_it3.evaluation.images import ImageSource, Normalization
+from hf_it3.evaluation.images import ImageSource, Normalization, PixelCollator
 from hf_it3.evaluation.runner import Runner
 
 
@@ -73,6 +75,24 @@ def test_normalisation_as_a_step_of_its_own_is_that_of_the_processor(processor, 
     normalization = Normalization(processor)
     torch.testing.assert_close(normalization(pixels), whole)
     torch.testing.assert_close(normalization.undo(whole), pixels, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"include_top": False}, {"do_normalize": False}])
+def test_normalisation_is_that_of_efficientnet_processors_too(changes):
+    processor = EfficientNetImageProcessor(size={"height": 16, "width": 16}, **changes)
+    image = Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3))
+    pixels = PixelCollator(processor)([{"image": image}])["pixel_values"]
+    whole = processor(image, return_tensors="pt").pixel_values
+    torch.testing.assert_close(Normalization(processor)(pixels), whole)
+    torch.testing.assert_close(Normalization(processor).undo(whole), pixels, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{"rescale_offset": True}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}])
+def test_a_processor_that_does_something_else_between_pixels_and_input_is_refused(changes):
+    processor = EfficientNetImageProcessor(size={"height": 16, "width": 16}, **changes)
+    image = Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3))
+    with pytest.raises(ValueError, match=r"EfficientNetImageProcessor\w* does not give \(pixels - mean\) / std"):
+        PixelCollator(processor)([{"image": image}])
 
 
 def test_rows_of_tensors_give_the_figures_of_their_images(evaluate, processor, digits):
@@ -261,6 +281,25 @@ def test_plain_classifiers_and_empty_sets_are_refused(evaluate, model, digits):
         evaluate(models=model.backbone)
     with pytest.raises(ValueError, match="the data set is empty"):
         evaluate(dataset=digits["test"].select([]))
+
+
+def test_iterators_and_empty_streams_are_refused(evaluate, digits):
+    rows = list(digits["test"].select(range(32)))
+    with pytest.raises(ValueError, match="the data set is a generator, which can be read once only.*pass a list"):
+        evaluate(dataset=(row for row in rows))
+
+    class Empty:
+        def __iter__(self):
+            return iter(())
+
+    with pytest.raises(ValueError, match="the data set is empty"):
+        evaluate(dataset=Empty())
+
+
+def test_labels_may_be_of_any_integer_type(evaluate, train_rows):
+    rows = train_rows[:32]
+    small = [{**row, "label": torch.tensor(row["label"], dtype=torch.uint8)} for row in rows]
+    assert evaluate(dataset=small).accuracy(NOISE, "batch") == evaluate(dataset=rows).accuracy(NOISE, "batch")
 
 
 def test_corruptions_that_calibration_has_seen_can_be_left_out(evaluate, model):

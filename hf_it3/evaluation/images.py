@@ -20,6 +20,7 @@ _SAMPLE_SEED = 0
 _SHUFFLE_BUFFER = 1024
 # Pixels of data sets in memory or on disk are kept up to this size, since every condition needs them again.
 _CACHE_BYTES = 256 * 2**20
+_EMPTY = "the data set is empty: there is nothing to evaluate on"
 
 
 @dataclass
@@ -35,6 +36,8 @@ class ImageBatch:
 class Normalization:
     """The normalisation of an image processor, `(pixels - mean) / std`, as a step of its own.
 
+    EfficientNet's processors divide by `std` once more, with `include_top`.
+
     Args:
         image_processor: any image processor of transformers; one with `do_normalize=False` gives the identity.
     """
@@ -43,10 +46,12 @@ class Normalization:
         data_config = getattr(image_processor, "data_config", None) or {}  # of timm's processors
         mean = getattr(image_processor, "image_mean", None) or data_config.get("mean")
         std = getattr(image_processor, "image_std", None) or data_config.get("std")
-        self.is_identity = not getattr(image_processor, "do_normalize", True) or mean is None or std is None
+        normalizes = bool(getattr(image_processor, "do_normalize", True))
+        divides_again = bool(getattr(image_processor, "include_top", False))
+        self.is_identity = mean is None or std is None or not (normalizes or divides_again)
         if not self.is_identity:
-            self.mean = torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1)
-            self.std = torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1)
+            self.mean = torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1) * normalizes
+            self.std = torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1) ** (normalizes + divides_again)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """From pixels in [0, 1] to the model's input, both `(B, C, H, W)`."""
@@ -62,21 +67,42 @@ class PixelCollator(ImageCollator):
     """As [`~hf_it3.data.ImageCollator`], but with pixels in [0, 1] before normalisation, float32.
 
     Rows that carry tensors already are taken for the model's input, and their normalisation is undone.
+
+    Raises:
+        ValueError: also if pixels and [`Normalization`] do not give what the image processor gives, for the first
+            image.
     """
 
     def __init__(self, image_processor: Any, **kwargs: Any):
         self.normalization = Normalization(image_processor)
         self.can_skip = hasattr(image_processor, "do_normalize")
+        self._whole: ImageCollator | None = ImageCollator(image_processor)
         if self.can_skip:
             image_processor = copy.deepcopy(image_processor)
             image_processor.do_normalize = False
             image_processor.do_rescale = True
+            if hasattr(image_processor, "include_top"):
+                image_processor.include_top = False
         super().__init__(image_processor, **kwargs)
 
     def _pixel_values(self, images: list[Any]) -> Tensor:
-        is_input = all(isinstance(image, Tensor) and image.is_floating_point() for image in images)
         pixels = super()._pixel_values(images).float()
-        return self.normalization.undo(pixels) if is_input or not self.can_skip else pixels.clamp(0, 1)
+        if all(isinstance(image, Tensor) and image.is_floating_point() for image in images):
+            return self.normalization.undo(pixels)
+        pixels = pixels.clamp(0, 1) if self.can_skip else self.normalization.undo(pixels)
+        if self._whole is not None:
+            self._check(pixels[:1], self._whole._pixel_values(images[:1]).float())
+            self._whole = None
+        return pixels
+
+    def _check(self, pixels: Tensor, pixel_values: Tensor) -> None:
+        ours = self.normalization(pixels)
+        if ours.shape != pixel_values.shape or not torch.allclose(ours, pixel_values, rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"{type(self.image_processor).__name__} does not give (pixels - mean) / std of pixels in [0, 1], so "
+                "its images cannot be corrupted before normalisation; use an image processor that does, with "
+                "do_rescale=True and rescale_factor=1/255, such as IT3ImageProcessor"
+            )
 
 
 class ImageSource:
@@ -92,7 +118,7 @@ class ImageSource:
         num_samples (`int`, *optional*): so many images, drawn with a fixed seed (the first ones of a stream).
 
     Raises:
-        ValueError: for a missing column, and for an empty data set.
+        ValueError: for a missing column, an empty data set, and an iterator, which can be read once only.
     """
 
     def __init__(
@@ -107,9 +133,14 @@ class ImageSource:
         self.dataset = dataset
         self.num_samples = num_samples
         self.is_streaming = not hasattr(dataset, "__len__")
+        if self.is_streaming and iter(dataset) is dataset:
+            raise ValueError(
+                f"the data set is a {type(dataset).__name__}, which can be read once only, but every condition reads "
+                "all images; pass a list of its rows, or a datasets.IterableDataset"
+            )
         if not self.is_streaming and len(dataset) == 0:
-            raise ValueError("the data set is empty: there is nothing to evaluate on")
-        self.columns = list(getattr(dataset, "column_names", None) or next(iter(dataset)))
+            raise ValueError(_EMPTY)
+        self.columns = _columns(dataset)
         find_column(self.columns, IMAGE_COLUMNS, image_column, "image")
         self.label_column = find_column(self.columns, LABEL_COLUMNS, label_column, "label")
         self.label_map = _label_map(dataset, self.label_column, config)
@@ -184,7 +215,7 @@ class ImageSource:
                 index = np.asarray([position for position, _ in chunk])
                 yield ImageBatch(number, index, *self._collate([row for _, row in chunk], index))
         if number < 0:
-            raise ValueError("the streamed data set is empty: there is nothing to evaluate on")
+            raise ValueError(_EMPTY)
 
     def _read(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         missing = [int(position) for position in index if int(position) not in self._cache]
@@ -210,7 +241,15 @@ class ImageSource:
         labels = batch["labels"]
         if labels.ndim != 1 or labels.is_floating_point():
             raise ValueError(f"labels must be one class index per image, got {labels.dtype} {tuple(labels.shape)}")
-        return batch["pixel_values"], labels
+        return batch["pixel_values"], labels.long()
+
+
+def _columns(dataset: Any) -> list[str]:
+    """The columns that a data set names, or those of its first row."""
+    columns = getattr(dataset, "column_names", None) or next(iter(dataset), None)
+    if columns is None:
+        raise ValueError(_EMPTY)
+    return list(columns)
 
 
 def _label_map(dataset: Any, label_column: str, config: IT3Config) -> list[int] | None:
