@@ -17,13 +17,15 @@ from transformers.pipelines import ImageClassificationPipeline
 from .adaptation_config_it3 import AdaptationConfig
 from .adaptation_it3 import TestTimeAdapter
 from .image_processing_it3 import match_channels, to_mode
-from .interface_it3 import IdempotentModel
+from .interface_it3 import IdempotentModel, idempotent_model
 from .remote_code_it3 import is_remote_code
+from .shell_it3 import ModelShell
 
 
 _OVERRIDES = tuple(inspect.signature(AdaptationConfig).parameters)
-# Settings whose adapters a pipeline keeps, beside its streams; each holds a copy of the parameters that it may change.
+# How many adapters a pipeline keeps, of streams and of others; each holds a copy of the parameters that it may change.
 _MAX_ADAPTERS = 4
+_OWN_STATE = ("_adapters", "_adapters_lock", "_shell")
 _NOT_GIVEN = object()
 
 
@@ -52,7 +54,11 @@ class IT3Pipeline(ImageClassificationPipeline):
     """Classifies images with a model that adapts itself to them, without labels.
 
     Takes what the stock image classification pipeline takes, and adapts by default: the images of one call, in batches
-    of `batch_size`, share adapted weights (or not, as the model's settings say). The model itself is never changed.
+    of `batch_size`, share adapted weights (or not, as the model's settings say). The model itself is never changed,
+    and answers as in eval mode whatever mode it is in.
+
+    Streams live on from call to call, one for each setting of scope `"stream"`; of more than four, those that were used
+    least recently are dropped and start again. A copy of a pipeline has streams of its own.
 
     Args:
         adapt (`bool`, defaults to `True`): whether to adapt; without, the plain model answers.
@@ -93,9 +99,21 @@ class IT3Pipeline(ImageClassificationPipeline):
     model: IdempotentModel
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self._adapters: list[tuple[AdaptationConfig, TestTimeAdapter]] = []
-        self._adapters_lock = threading.Lock()
+        self._forget_adapters()
         super().__init__(*args, **kwargs)
+
+    def _forget_adapters(self) -> None:
+        self._adapters: list[tuple[AdaptationConfig, TestTimeAdapter]] = []
+        self._shell: ModelShell | None = None
+        self._adapters_lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Locks can be neither copied nor pickled, and a copy makes its own adapters.
+        return {name: value for name, value in vars(self).items() if name not in _OWN_STATE}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget_adapters()
 
     def check_model_type(self, supported_models: Any) -> None:
         """Refuses models that take no label signal."""
@@ -142,7 +160,8 @@ class IT3Pipeline(ImageClassificationPipeline):
 
         Args:
             inputs: an image (path, URL, base64 string, `PIL.Image`, array or tensor), a list of images, a data set
-                (torch or `datasets`, with a column of images), or a generator.
+                (torch or `datasets`, with a column of images), or a generator. Arrays and tensors go to the image
+                processor as they are: of whatever type, their values are taken for 0 to 255 if it rescales.
             top_k (`int` or `None`, defaults to 5): how many classes to return; `None` returns all.
             function_to_apply, timeout: as in the stock pipeline.
             kwargs: see the class.
@@ -225,7 +244,7 @@ class IT3Pipeline(ImageClassificationPipeline):
     ) -> dict[str, Tensor]:
         pixel_values = model_inputs["pixel_values"]
         if not adapt:
-            return {"logits": self.model(pixel_values).logits}
+            return {"logits": self._plain_logits(pixel_values)}
         output = self._adapter(overrides or {})(pixel_values)
         # Of each image, since the outputs of a batch are taken apart; images that share weights share their history.
         history = output.loss_history
@@ -233,18 +252,28 @@ class IT3Pipeline(ImageClassificationPipeline):
         answers = {name: output[name] for name in ("logits", "initial_logits", "idempotence", "adapted")}
         return {**answers, "loss_history": history}
 
+    def _plain_logits(self, pixel_values: Tensor) -> Tensor:
+        """Of the unadapted model in eval mode, without a change to the modes or buffers of a model in training."""
+        if not any(module.training for module in self.model.modules()):
+            return self.model(pixel_values, return_dict=True).logits
+        with self._adapters_lock:
+            if self._shell is None or self._shell.is_stale():
+                self._shell = ModelShell(idempotent_model(self.model), None)
+            shell = self._shell
+        return shell(pixel_values)
+
     def _adapter(self, overrides: dict[str, Any]) -> TestTimeAdapter:
-        """The adapter for these settings; built once, so that streams live on from call to call."""
+        """The adapter for these settings, kept so that streams live on from call to call."""
         config = self.model.config.adaptation.replace(**overrides)
         with self._adapters_lock:
-            for known, adapter in self._adapters:
-                if known == config:
-                    return adapter
-            adapter = TestTimeAdapter(self.model, config)
-            streams = [entry for entry in self._adapters if entry[0].scope == "stream"]
-            others = [entry for entry in self._adapters if entry[0].scope != "stream"]
-            self._adapters = [(config, adapter), *streams, *others[: _MAX_ADAPTERS - 1]]
-            return adapter
+            entry = next((entry for entry in self._adapters if entry[0] == config), None)
+            entry = entry or (config, TestTimeAdapter(self.model, config))
+            # Whichever comes first was used last.
+            entries = [entry, *(other for other in self._adapters if other is not entry)]
+            streams = [other for other in entries if other[0].scope == "stream"]
+            others = [other for other in entries if other[0].scope != "stream"]
+            self._adapters = [*streams[:_MAX_ADAPTERS], *others[:_MAX_ADAPTERS]]
+            return entry[1]
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Saves model and image processor.
@@ -281,10 +310,15 @@ class IT3Pipeline(ImageClassificationPipeline):
         top_k = num_labels if top_k is None else top_k
         classes = super().postprocess(model_outputs, function_to_apply, top_k)
         if return_unadapted:
-            initial = {"logits": model_outputs.get("initial_logits", model_outputs["logits"])}
-            unadapted = super().postprocess(initial, function_to_apply, num_labels)
-            scores = {entry["label"]: entry["score"] for entry in unadapted}
-            classes = [{**entry, "unadapted_score": scores[entry["label"]]} for entry in classes]
+            logits = model_outputs["logits"]
+            initial = model_outputs.get("initial_logits", logits)
+            unadapted = super().postprocess({"logits": initial}, function_to_apply, num_labels)
+            indices = self._class_indices(unadapted, initial[0])
+            scores = {index: entry["score"] for index, entry in zip(indices, unadapted, strict=True)}
+            indices = self._class_indices(classes, logits[0])
+            classes = [
+                {**entry, "unadapted_score": scores[index]} for index, entry in zip(indices, classes, strict=True)
+            ]
         if return_idempotence and "idempotence" in model_outputs:
             shift = {
                 "idempotence": model_outputs["idempotence"][0].item(),
@@ -295,6 +329,14 @@ class IT3Pipeline(ImageClassificationPipeline):
             steps = model_outputs["loss_history"][0].tolist() if model_outputs["adapted"][0] else []
             classes = [{**entry, "loss_history": steps} for entry in classes]
         return classes
+
+    def _class_indices(self, classes: list[dict[str, Any]], logits: Tensor) -> list[int]:
+        """Which class each entry is of, given all logits `(num_labels,)`: several may have the same label."""
+        by_label: dict[str, list[int]] = {}
+        for index in logits.argsort(descending=True).tolist():
+            by_label.setdefault(self.model.config.id2label[index], []).append(index)
+        # The entries are sorted by score, and scores rise with logits.
+        return [by_label[entry["label"]].pop(0) for entry in classes]
 
 
 def _image_of(item: Any) -> Any:

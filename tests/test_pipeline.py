@@ -1,8 +1,10 @@
 """IT3Pipeline: what it accepts, who adapts with whom, what it returns, and what it says about bad input."""
 
 import base64
+import copy
 import http.server
 import io
+import pickle
 import threading
 import warnings
 
@@ -235,6 +237,36 @@ class TestSettings:
             == results
         )
 
+    def test_without_adaptation_a_model_in_training_answers_as_in_eval(self, batch_norm_model, processor, pictures):
+        classifier = IT3Pipeline(model=batch_norm_model, image_processor=processor)
+        expected = classifier(pictures, adapt=False)
+        batch_norm_model.train()
+        with untouched(batch_norm_model):
+            assert classifier(pictures, adapt=False) == expected
+            apart = classifier(pictures, adapt=False, batch_size=1)
+        for ours, theirs in zip(apart, expected, strict=True):
+            assert [entry["label"] for entry in ours] == [entry["label"] for entry in theirs]
+            assert ours[0]["score"] == pytest.approx(theirs[0]["score"], abs=1e-5)
+        with torch.no_grad():
+            for parameter in batch_norm_model.parameters():
+                parameter.mul_(1.1)
+        changed = classifier(pictures, adapt=False)
+        assert changed != expected
+        batch_norm_model.double().eval()
+        batch_norm_model.float()
+        assert classifier(pictures, adapt=False) == changed
+
+    def test_classes_of_the_same_name_keep_their_own_unadapted_scores(self, classifier, pictures, pixels):
+        classifier.model.config.id2label = {index: "crane" if index < 3 else str(index) for index in range(10)}
+        for entry in classifier(pictures[0], adapt=False, return_unadapted=True, top_k=None):
+            assert entry["unadapted_score"] == entry["score"]
+        output = TestTimeAdapter(classifier.model, gate=None, learning_rate=3e-3)(pixels)
+        pairs = torch.stack([output.logits.softmax(-1), output.initial_logits.softmax(-1)], -1)
+        results = classifier(pictures, gate=None, learning_rate=3e-3, return_unadapted=True, top_k=None)
+        for result, expected in zip(results, pairs.tolist(), strict=True):
+            ours = [[entry["score"], entry["unadapted_score"]] for entry in result]
+            torch.testing.assert_close(torch.tensor(sorted(ours)), torch.tensor(sorted(expected)))
+
     def test_overrides_hold_for_one_call_or_for_the_pipeline(self, trained_directory, pictures, pixels):
         classifier = pipeline(TASK, model=trained_directory, num_steps=2, gate=None)
         model = classifier.model
@@ -345,6 +377,18 @@ class TestStream:
         results.append(classifier(pictures, **settings))
         assert results == expected
 
+    def test_the_streams_of_the_settings_used_last_are_kept(self, classifier, pictures):
+        settings = [{"scope": "stream", "gate": None, "learning_rate": rate * 1e-4} for rate in range(1, 7)]
+        adapters = [classifier.adapter(**setting) for setting in settings[:4]]
+        assert classifier.adapter(**settings[0]) is adapters[0]
+        classifier.adapter(**settings[4])
+        assert [classifier.adapter(**settings[index]) is adapters[index] for index in (0, 2, 3)] == [True] * 3
+        assert classifier.adapter(**settings[1]) is not adapters[1]
+        for setting in settings:
+            classifier.adapter(**setting)
+            classifier.adapter(**setting, num_steps=1)
+        assert len(classifier._adapters) == 4
+
     def test_the_models_own_settings_may_say_stream(self, classifier, pictures):
         classifier.model.config.adaptation = classifier.model.config.adaptation.replace(scope="stream", gate=None)
         assert classifier(pictures) != classifier(pictures)
@@ -451,3 +495,12 @@ def test_it_can_be_called_from_several_threads(classifier, pictures):
     expected = [classifier(pictures, **settings) for settings in jobs]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda settings: classifier(pictures, **settings), jobs)) == expected
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda classifier: pickle.loads(pickle.dumps(classifier))])
+def test_it_can_be_copied_and_pickled_without_its_streams(classifier, pictures, copied):
+    settings = {"scope": "stream", "gate": None}
+    first = classifier(pictures, **settings)
+    again = copied(classifier)
+    assert again(pictures, **settings) == first
+    assert again.adapter(**settings).model is again.model
