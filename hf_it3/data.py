@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 from transformers import AutoImageProcessor
 
 from .configuration_it3 import IT3Config
@@ -105,10 +106,23 @@ def first_rows(dataset: Any, count: int | None) -> Any:
     """The first rows of a data set, streamed or not; all of them for `None`, and where there are no more."""
     if count is None:
         return dataset
+    if isinstance(dataset, IterableDataset) and not hasattr(dataset, "take"):
+        return _FirstOfStream(dataset, count)
     if not hasattr(dataset, "__len__"):
         return dataset.take(count)
     rows = range(min(count, len(dataset)))
     return dataset.select(rows) if hasattr(dataset, "select") else Subset(dataset, rows)
+
+
+class _FirstOfStream(IterableDataset):
+    """The first rows of an iterable data set of torch."""
+
+    def __init__(self, dataset: IterableDataset, count: int):
+        self.dataset = dataset
+        self.count = count
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self.dataset, self.count)
 
 
 def find_column(columns: Iterable[str], candidates: tuple[str, ...], given: str | None, what: str) -> str:

@@ -2,6 +2,7 @@
 
 import datasets
 import pytest
+import torch
 
 from hf_it3.data import class_names, first_rows, select_split
 
@@ -49,6 +50,18 @@ def test_first_rows_are_as_many_as_asked_for_or_there_are(splits, digits, count,
 def test_first_rows_of_a_list(digits):
     rows = list(digits["test"].select(range(5)))
     assert list(first_rows(rows, 3)) == rows[:3]
+
+
+@pytest.mark.parametrize("length", [None, 5])
+def test_first_rows_of_an_iterable_data_set_of_torch(length):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(range(5))
+
+    if length is not None:
+        Stream.__len__ = lambda self: length
+    assert list(first_rows(Stream(), 3)) == [0, 1, 2]
+    assert list(first_rows(Stream(), 9)) == [0, 1, 2, 3, 4]
 
 
 def test_class_names_are_those_of_the_label_column(splits, digits):
