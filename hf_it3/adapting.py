@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .adaptation_it3 import TestTimeAdapter
-from .data import ImageCollator, image_processor_for, load_images, select_split
+from .data import IMAGE_COLUMNS, ImageCollator, find_column, image_processor_for, load_images, select_split
 from .interface_it3 import IdempotentModel
 from .model_card import write_model_card
 from .modeling_it3 import IT3ForImageClassification
@@ -100,7 +100,9 @@ def find_images(names: Sequence[str]) -> list[Path]:
 def _batches(rows: Iterable[dict[str, Any]], size: int, collator: ImageCollator) -> Iterator[Tensor]:
     batch = []
     for row in rows:
-        batch.append({**row, "image": _read(row["image"])} if isinstance(row.get("image"), Path) else row)
+        # The image alone: labels are not needed, so they may be anything.
+        image = row[find_column(row, IMAGE_COLUMNS, None, "image")]
+        batch.append({"image": _read(image) if isinstance(image, Path) else image})
         if len(batch) == size:
             yield collator(batch)["pixel_values"]
             batch = []
@@ -111,7 +113,6 @@ def _batches(rows: Iterable[dict[str, Any]], size: int, collator: ImageCollator)
 def _read(file: Path) -> Image.Image:
     try:
         with Image.open(file) as image:
-            image.load()
-            return image
+            return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{file} is not a readable image: {error}") from error

@@ -7,12 +7,13 @@ from itertools import islice
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 from transformers import AutoImageProcessor
 
 from .configuration_it3 import IT3Config
-from .image_processing_it3 import IT3ImageProcessor
+from .image_processing_it3 import IT3ImageProcessor, to_mode
 from .losses_it3 import check_label_range
 
 
@@ -41,19 +42,19 @@ def load_digits(test_size: int = 500) -> Any:
             'the bundled digits come with scikit-learn: pip install "hf-it3[demo]", or name a data set'
         ) from error
     import numpy as np
-    from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
-    from PIL import Image as PILImage
+    from datasets import ClassLabel, Dataset, DatasetDict, Features
+    from datasets import Image as ImageFeature
 
     bundled = load_bundled()
     pixels = (bundled.images * (255 / 16)).round().astype(np.uint8)
     train, test = train_test_split(
         np.arange(len(pixels)), test_size=test_size, stratify=bundled.target, random_state=0
     )
-    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
     splits = {}
     for name, rows in (("train", train), ("test", test)):
         columns = {
-            "image": [PILImage.fromarray(pixels[row]) for row in rows],
+            "image": [Image.fromarray(pixels[row]) for row in rows],
             "label": bundled.target[rows].tolist(),
         }
         splits[name] = Dataset.from_dict(columns, features=features)
@@ -163,7 +164,8 @@ def class_names(dataset: Any, label_column: str | None = None) -> list[str] | No
 class ImageCollator:
     """Turns rows with an image and a label into a batch `{"pixel_values", "labels"}`.
 
-    Rows that carry `pixel_values` already (tensors) are stacked as they are.
+    Rows that carry `pixel_values` already (tensors) are stacked as they are. Class indices of any integer type become
+    int64.
 
     Args:
         image_processor: the model's image processor.
@@ -171,7 +173,8 @@ class ImageCollator:
         num_labels (`int`, *optional*): checks that labels lie in `0 .. num_labels - 1`.
 
     Raises:
-        ValueError: for a missing column, an image that cannot be read or a label out of range; the message names it.
+        ValueError: for a missing column, an image that cannot be read, or a label that is no class index or out of
+            range; the message names it.
     """
 
     def __init__(
@@ -193,25 +196,29 @@ class ImageCollator:
         has_labels = self.label_column is not None or any(name in columns for name in LABEL_COLUMNS)
         if has_labels:
             label_column = find_column(columns, LABEL_COLUMNS, self.label_column, "label")
-            batch["labels"] = self._labels([row[label_column] for row in rows])
+            batch["labels"] = self._labels(label_column, [row[label_column] for row in rows])
         return batch
 
     def _pixel_values(self, images: list[Any]) -> Tensor:
         if all(isinstance(image, Tensor) and image.is_floating_point() for image in images):
             return torch.stack(images)
-        images = [image.convert("RGB") if self._needs_rgb(image) else image for image in images]
+        images = [self._convert(image) for image in images]
         try:
             return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         except (OSError, TypeError, ValueError) as error:
             self._name_culprit(images)
             raise ValueError(f"the images of a batch cannot be processed: {error}") from error
 
-    def _needs_rgb(self, image: Any) -> bool:
+    def _convert(self, image: Any) -> Any:
+        """A picture in the mode that the model takes, the same as in the pipeline."""
         # Stock processors return as many channels as the image has; ours converts by itself.
-        mean = getattr(self.image_processor, "image_mean", None)
-        expects_colour = mean is not None and len(mean) == 3
-        converts = isinstance(self.image_processor, IT3ImageProcessor)
-        return not converts and expects_colour and getattr(image, "mode", "RGB") != "RGB"
+        if not isinstance(image, Image.Image) or isinstance(self.image_processor, IT3ImageProcessor):
+            return image
+        data_config = getattr(self.image_processor, "data_config", None) or {}  # of timm's processors
+        mean = getattr(self.image_processor, "image_mean", None) or data_config.get("mean")
+        if isinstance(mean, (list, tuple)):
+            return to_mode(image, "L" if len(mean) == 1 else "RGB")
+        return to_mode(image, "L" if image.mode == "L" else "RGB")
 
     def _name_culprit(self, images: list[Any]) -> None:
         for position, image in enumerate(images):
@@ -220,8 +227,16 @@ class ImageCollator:
             except (OSError, TypeError, ValueError) as error:
                 raise ValueError(f"image {position} of a batch cannot be processed: {error}") from error
 
-    def _labels(self, labels: list[Any]) -> Tensor:
-        tensor = torch.as_tensor(labels)
+    def _labels(self, column: str, labels: list[Any]) -> Tensor:
+        try:
+            # Through plain numbers, so that integers of any type become int64.
+            tensor = torch.as_tensor([label.tolist() if hasattr(label, "tolist") else label for label in labels])
+        except (TypeError, ValueError, RuntimeError) as error:
+            culprit = next((label for label in labels if label is None or isinstance(label, str)), labels[0])
+            raise ValueError(
+                f"the label column {column!r} holds {culprit!r}, where a class index is needed; leave out rows "
+                f"without a label, and turn names into indices with dataset.class_encode_column({column!r})"
+            ) from error
         if self.num_labels is not None and not tensor.is_floating_point() and tensor.ndim == 1:
             check_label_range(tensor, self.num_labels)
         return tensor

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
@@ -23,7 +23,7 @@ class IT3ImageProcessor(PilBackend):
 
     The stock processors leave the number of channels as it is, and the stock pipeline turns every image to RGB first,
     so models for grey images need one that turns them back. Images of any PIL mode are accepted: transparent ones are
-    laid on white, 16-bit ones scaled to 8 bits.
+    laid on white, 16-bit ones scaled to 8 bits, rotated ones turned upright as their EXIF data say.
 
     Args:
         num_channels (`int`, defaults to 3): 1 or 3.
@@ -31,7 +31,8 @@ class IT3ImageProcessor(PilBackend):
             image_mean, image_std: as in every image processor of transformers; one value holds for all channels.
 
     Raises:
-        ValueError: for another number of channels, or an array whose shape is not an image's.
+        ValueError: for another number of channels, means or deviations that are not one per channel, or an array whose
+            shape is not an image's.
 
     Example:
 
@@ -61,12 +62,19 @@ class IT3ImageProcessor(PilBackend):
         if not type(self).__module__.startswith("transformers_modules"):
             kwargs.pop("auto_map", None)  # refers to code in a repository, which is not needed here
         super().__init__(**kwargs)
-        if self.num_channels not in (1, 3):
-            raise ValueError(f"IT3ImageProcessor.num_channels must be 1 or 3, got {self.num_channels!r}")
-        for name in ("image_mean", "image_std"):
-            values = getattr(self, name)
-            if isinstance(values, (list, tuple)) and len(values) == 1:
-                setattr(self, name, list(values) * self.num_channels)
+
+    def _standardize_kwargs(  # type: ignore[override] # the rest goes through
+        self, num_channels: int | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Of the constructor as of a call: checks the number of channels and fits mean and deviation to it."""
+        channels = self.num_channels if num_channels is None else num_channels
+        if channels not in (1, 3):
+            raise ValueError(f"IT3ImageProcessor.num_channels must be 1 or 3, got {channels!r}")
+        kwargs = super()._standardize_kwargs(**kwargs)
+        if kwargs.get("do_normalize") is not False:
+            for name in ("image_mean", "image_std"):
+                kwargs[name] = _per_channel(name, kwargs[name], channels)
+        return {**kwargs, "num_channels": channels}
 
     def resize(self, image: np.ndarray, size: Any, *args: Any, **kwargs: Any) -> np.ndarray:
         """Resizes an image `(C, H, W)`; one of the right size stays exactly as it is, whatever its range of values."""
@@ -83,12 +91,28 @@ class IT3ImageProcessor(PilBackend):
         return match_channels(super().process_image(image, *args, **kwargs), channels)
 
 
+def _per_channel(name: str, values: Any, channels: int) -> list[float] | None:
+    """One value per channel, from as many or from one for all of them."""
+    if values is None:
+        return None
+    values = list(values) if isinstance(values, (list, tuple)) else [values]
+    if len(set(values)) == 1:
+        return values[:1] * channels
+    if len(values) != channels:
+        raise ValueError(f"{name}={values} has {len(values)} values for num_channels={channels}; give one per channel")
+    return values
+
+
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Converts an image of any mode to `"L"` or `"RGB"`."""
+    """Converts an image of any mode to `"L"` or `"RGB"`, turned upright as its EXIF data say."""
+    image = ImageOps.exif_transpose(image)
     if image.mode == mode:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
-        image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
+        values = np.asarray(image, dtype=np.float64)
+        # Integers of mode "I" may be of 8 or of 16 bits; the values tell.
+        has_8_bits = image.mode == "I" and values.max() <= 255
+        image = Image.fromarray((values / (1 if has_8_bits else 257)).clip(0, 255).astype(np.uint8))
     # PIL converts these to few modes, and not to grey.
     if between := {"LAB": "RGB", "La": "LA"}.get(image.mode):
         image = image.convert(between)
@@ -113,4 +137,4 @@ def match_channels(array: np.ndarray, channels: int) -> np.ndarray:
         return np.repeat(array, 3, axis=0)
     # Luma of ITU-R BT.601, as PIL uses it.
     grey = np.tensordot(np.array([0.299, 0.587, 0.114]), array.astype(np.float64), axes=1)[None]
-    return grey.round().astype(array.dtype) if array.dtype == np.uint8 else grey.astype(array.dtype)
+    return (grey.round() if np.issubdtype(array.dtype, np.integer) else grey).astype(array.dtype)

@@ -381,3 +381,27 @@ def test_gallery_refuses_to_draw_nothing():
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="at least one image"):
         corruption_gallery(torch.empty(0, 1, 8, 8), "mnist-c")
+
+    with pytest.raises(ValueError, match="names is empty"):
+        corruption_gallery(torch.zeros(1, 1, 8, 8), "mnist-c", names=[])
+
+
+@pytest.mark.parametrize("severity", [0, 9, "3"])
+def test_transform_refuses_a_severity_when_it_is_made(severity):
+    with pytest.raises(ValueError, match=f"severity={severity!r} is not one of"):
+        CorruptionTransform("mnist-c/fog", severity=severity)
+
+
+def test_transform_reads_modes_as_the_pipeline_does():
+    transform = CorruptionTransform("digits-shift/clean")
+    assert transform(Image.new("RGBA", (4, 4), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    deep = Image.fromarray(np.full((4, 4), 30000, np.uint16))
+    assert transform(deep).getpixel((0, 0)) == (116, 116, 116)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 3)])
+def test_tiny_images_are_moved_out_of_sight_and_have_no_edges(size):
+    images = torch.ones(2, 1, *size)
+    assert corrupt(images, "mnist-c/translate", severity=5).sum() == 0
+    with pytest.raises(ValueError, match=f"at least 4x4 pixels, got {size[0]}x{size[1]}"):
+        corrupt(images, "mnist-c/canny_edges")

@@ -1,10 +1,16 @@
 """Data sets: their splits, rows and class names, streamed or not."""
 
 import datasets
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import ViTConfig, ViTImageProcessorPil
 
-from hf_it3.data import class_names, first_rows, select_split
+from hf_it3 import IT3ForImageClassification, IT3ImageProcessor
+from hf_it3.adapting import adapt_to_images
+from hf_it3.data import ImageCollator, class_names, first_rows, select_split
+from hf_it3.pipeline_it3 import IT3Pipeline
 
 
 def labels(rows):
@@ -71,3 +77,97 @@ def test_class_names_are_those_of_the_label_column(splits, digits):
     assert class_names(letters, "nothing") is None
     assert class_names(digits["test"].cast_column("label", datasets.Value("int64"))) is None
     assert class_names([{"label": 3}]) is None
+
+
+def stock_processor(**values):
+    return ViTImageProcessorPil(size={"height": 8, "width": 8}, **values)
+
+
+def turned(image):
+    image.getexif()[0x0112] = 6  # shown after a quarter turn
+    return image
+
+
+PICTURES = {
+    "transparent": Image.new("RGBA", (8, 8), (0, 0, 0, 0)),
+    "16 bits": Image.fromarray(np.full((8, 8), 30000, np.uint16)),
+    "grey": Image.new("L", (8, 8), 50),
+    "turned": turned(Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))),
+}
+
+
+@pytest.fixture(scope="module")
+def colour_model():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    return IT3ForImageClassification.from_backbone(ViTConfig(image_size=8, patch_size=4, num_labels=2, **sizes))
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("processor", [stock_processor(), IT3ImageProcessor(size={"height": 8, "width": 8})])
+def test_a_batch_holds_the_pixels_that_the_pipeline_sees(name, processor, colour_model):
+    pipeline = IT3Pipeline(colour_model, image_processor=processor)
+    batch = ImageCollator(processor)([{"image": PICTURES[name]}])
+    assert torch.equal(batch["pixel_values"], pipeline.preprocess(PICTURES[name])["pixel_values"])
+
+
+@pytest.mark.parametrize("mean", [0.5, None])
+def test_processors_with_one_mean_or_none_take_grey_and_colour(mean):
+    collator = ImageCollator(stock_processor(do_normalize=mean is not None))
+    collator.image_processor.image_mean = mean
+    collator.image_processor.image_std = mean
+    assert collator([{"image": PICTURES["grey"]}])["pixel_values"].shape == (1, 1, 8, 8)
+    assert collator([{"image": PICTURES["transparent"]}])["pixel_values"].shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        3,
+        np.uint8(3),
+        np.int32(3),
+        np.uint16(3),
+        np.uint64(3),
+        torch.tensor(3, dtype=torch.int16),
+        np.array(3, np.int8),
+    ],
+)
+def test_class_indices_of_any_integer_type_become_int64(label, processor):
+    labels = ImageCollator(processor, num_labels=10)([{"image": PICTURES["grey"], "label": label}] * 2)["labels"]
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [3, 3]
+
+
+def test_several_labels_per_image_stay_as_they_are(processor):
+    for label in ([1.0, 0.0], torch.tensor([1.0, 0.0])):
+        labels = ImageCollator(processor)([{"image": PICTURES["grey"], "label": label}] * 3)["labels"]
+        assert torch.equal(labels, torch.tensor([[1.0, 0.0]] * 3))
+
+
+@pytest.mark.parametrize("label", [None, "cat"])
+def test_a_label_that_is_no_class_index_is_named_with_its_column(label, processor):
+    rows = [{"image": PICTURES["grey"], "fine_label": value} for value in (0, label)]
+    with pytest.raises(ValueError, match=f"label column 'fine_label' holds {label!r}, where a class index is needed"):
+        ImageCollator(processor)(rows)
+
+
+@pytest.mark.parametrize("label", [None, "cat"])
+def test_adapting_needs_no_labels(label, digits, trained_directory, tmp_path):
+    images = digits["test"].select(range(6)).remove_columns("label")
+    rows = datasets.DatasetDict({"test": images.add_column("label", [label] * 6)})
+    rows.save_to_disk(tmp_path / "rows")
+    adapted = adapt_to_images(trained_directory, [str(tmp_path / "rows")], gate=None)
+    assert adapted.config.base_model["num_images"] == 6
+
+
+def test_adapting_turns_photographs_upright(trained_directory, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    for name, image, data in (("upright", pixels, None), ("turned", pixels[::-1, ::-1], exif)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(image).save(tmp_path / name / "photo.png", exif=data)
+    one, other = (
+        adapt_to_images(trained_directory, [str(tmp_path / name)], gate=None).state_dict()
+        for name in ("upright", "turned")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -133,3 +133,52 @@ def test_one_mean_and_deviation_hold_for_all_channels(tmp_path):
             assert pixels.shape == (1, 3, 28, 28)
             expected = (1 - processor.image_mean[0]) / processor.image_std[0]
             torch.testing.assert_close(pixels, torch.full_like(pixels, expected))
+
+
+def test_a_call_may_ask_for_other_channels_and_statistics():
+    red = Image.new("RGB", (28, 28), "red")
+    assert IT3ImageProcessor(num_channels=1)(red, num_channels=3, return_tensors="pt").pixel_values.shape[1] == 3
+    assert IT3ImageProcessor()(red, num_channels=1, return_tensors="pt").pixel_values.shape[1] == 1
+    for mean in (0.25, [0.25]):
+        pixels = IT3ImageProcessor()(red, image_mean=mean, return_tensors="pt").pixel_values[0, :, 0, 0]
+        torch.testing.assert_close(pixels, torch.tensor([1.5, -0.5, -0.5]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_channels": 2}, "num_channels must be 1 or 3, got 2"),
+        ({"num_channels": 0}, "num_channels must be 1 or 3, got 0"),
+        ({"image_mean": [0.1, 0.2]}, r"image_mean=\[0.1, 0.2\] has 2 values for num_channels=3"),
+        ({"num_channels": 1, "image_std": [0.1, 0.2, 0.3]}, "image_std=.* has 3 values for num_channels=1"),
+    ],
+)
+def test_a_call_that_fits_no_image_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        IT3ImageProcessor()(Image.new("L", (28, 28)), **arguments)
+
+
+@pytest.mark.parametrize("value", [0, 1, 200, 255])
+def test_integers_of_mode_i_may_be_of_8_bits(value):
+    image = Image.fromarray(np.full((28, 28), value, np.int32))
+    assert image.mode == "I"
+    pixels = grey(do_rescale=False)(images=image, return_tensors="pt").pixel_values
+    assert pixels.unique().tolist() == [value]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16])
+def test_colours_of_any_integers_become_the_same_grey(dtype):
+    array = np.random.default_rng(0).integers(0, 256, (28, 28, 3))
+    bytes_, others = (grey()(array.astype(kind), return_tensors="pt").pixel_values for kind in (np.uint8, dtype))
+    assert torch.equal(bytes_, others)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_turned_upright(channels):
+    upright = image_of_mode("L" if channels == 1 else "RGB")
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # shown after a quarter turn clockwise
+    shown, expected = (
+        grey(num_channels=channels)(image, return_tensors="pt").pixel_values for image in (turned, upright)
+    )
+    assert torch.equal(shown, expected)

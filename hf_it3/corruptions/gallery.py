@@ -40,7 +40,7 @@ def corruption_gallery(
         A matplotlib Figure that belongs to no window: `figure.savefig(path)` writes it.
 
     Raises:
-        ValueError: if images is empty, or suite, names, images or severities are not as `corrupt` takes them.
+        ValueError: if images or names is empty, or suite, names, images or severities are not as `corrupt` takes them.
         ImportError: without matplotlib, which the extra `eval` installs.
     """
     try:
@@ -50,6 +50,8 @@ def corruption_gallery(
     known = list_corruptions(suite)
     if len(images) == 0:
         raise ValueError("images is empty; pass at least one image to draw")
+    if names is not None and not names:
+        raise ValueError(f"names is empty; leave it out to draw all of {suite}, or pass at least one corruption")
     chosen = known if names is None else [name if "/" in name else f"{suite}/{name}" for name in names]
     corruptions = [get_corruption(name) for name in chosen]
     if any(corruption.severities for corruption in corruptions):

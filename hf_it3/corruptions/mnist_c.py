@@ -46,6 +46,7 @@ def translate(images: torch.Tensor, random: ImageRandom, distance: float) -> tor
 
 def _move(image: torch.Tensor, down: int, right: int) -> torch.Tensor:
     height, width = image.shape[-2:]
+    down, right = max(-height, min(down, height)), max(-width, min(right, width))
     moved = torch.zeros_like(image)
     moved[:, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = image[
         :, max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)
@@ -133,8 +134,12 @@ def canny_edges(images: torch.Tensor, random: ImageRandom, share: float) -> torc
     The edges (Canny, 1986; sigma 1, thresholds 0.1 and 0.2) are the same in all channels. MNIST-C is `share` = 1.
 
     Raises:
+        ValueError: for images of less than 4 pixels in height or width, which have no room for the filters.
         ImportError: without kornia, which the extra `eval` installs.
     """
+    height, width = images.shape[-2:]
+    if min(height, width) < 4:
+        raise ValueError(f"canny_edges needs images of at least 4x4 pixels, got {height}x{width}")
     try:
         from kornia.filters import canny
     except ImportError as error:

@@ -105,7 +105,7 @@ def corrupt(
     """
     corruption = get_corruption(name)
     _check_images(images)
-    severity = _check_severity(severity)
+    severity = check_severity(severity)
     indices = _check_indices(indices, len(images))
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r} is not an int")
@@ -139,7 +139,8 @@ def _check_images(images: torch.Tensor) -> None:
             )
 
 
-def _check_severity(severity: int) -> int:
+def check_severity(severity: int) -> int:
+    """The severity, or a ValueError if it is not 1 to 5."""
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise ValueError(f"severity={severity!r} is not one of 1, 2, 3, 4, 5")
     return int(severity)

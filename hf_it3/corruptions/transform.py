@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..image_processing_it3 import to_mode
 from .corruption import Corruption
-from .registry import corrupt, get_corruption
+from .registry import check_severity, corrupt, get_corruption
 
 
 class CorruptionTransform:
@@ -23,6 +24,9 @@ class CorruptionTransform:
         seed: any int.
         column: of the batch that holds the images.
 
+    Raises:
+        ValueError: for an unknown name or severity.
+
     Example:
         >>> dataset.set_transform(CorruptionTransform("imagenet-c/fog", severity=3))
     """
@@ -31,7 +35,7 @@ class CorruptionTransform:
         self, name: str | tuple[str, str] | Corruption, severity: int = 3, seed: int = 0, column: str = "image"
     ):
         self.name = get_corruption(name).qualified_name
-        self.severity = severity
+        self.severity = check_severity(severity)
         self.seed = seed
         self.column = column
 
@@ -52,7 +56,7 @@ class CorruptionTransform:
     def _corrupt(self, image: Image.Image) -> Image.Image:
         if not isinstance(image, Image.Image):
             raise ValueError(f"got a {type(image).__name__}, not a PIL image; for tensors use corrupt()")
-        pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        pixels = np.asarray(to_mode(image, "L" if image.mode == "L" else "RGB"))
         index = int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "little")
         tensor = torch.from_numpy(np.atleast_3d(pixels).copy()).permute(2, 0, 1)[None].float() / 255
         corrupted = corrupt(tensor, self.name, self.severity, self.seed, [index])[0]
