@@ -199,6 +199,7 @@ def test_an_interruption_leaves_the_model_as_it_was(model, processor, digits, mo
 
     monkeypatch.setattr(Search, "run", interrupt)
     model.train()
+    model.backbone.eval()
     with untouched(model), pytest.raises(KeyboardInterrupt):
         calibrate(model, processor, digits["test"], **OPTIONS)
 

@@ -1,7 +1,9 @@
 """Interrupted evaluations, streamed data sets, files and reports."""
 
+import copy
 import csv
 import json
+import sys
 import weakref
 
 import numpy as np
@@ -12,7 +14,7 @@ from transformers.integrations import integration_utils
 from hf_it3 import AdaptationConfig
 from hf_it3.evaluation import EvaluationInterrupted, evaluate_robustness, images
 from hf_it3.evaluation.runner import Runner
-from hf_it3.evaluation.storage import write_atomically
+from hf_it3.evaluation.storage import ResultsFolder, write_atomically
 
 
 CONDITIONS = ["clean", "digits-shift/noise_1", "digits-shift/contrast"]
@@ -104,6 +106,45 @@ def test_another_model_of_the_same_name_is_not_resumed_with(evaluate, random_mod
     next(random_model.parameters()).data += 1
     with pytest.raises(ValueError, match="weights_sha256"):
         evaluate(models=random_model, resume=True, **options)
+
+
+def test_outcomes_of_unknown_settings_are_not_used(evaluate, tmp_path, random_model, processor):
+    options = {"methods": "none", "corruptions": "none", "image_processor": processor}
+    evaluate(output_dir=tmp_path, **options)
+    (tmp_path / "results.json").unlink()
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=r"outcomes exists without the results\.json.*pass overwrite=True"):
+            evaluate(models=random_model, output_dir=tmp_path, resume=resume, **options)
+    replaced = evaluate(models=random_model, output_dir=tmp_path, overwrite=True, **options)
+    assert replaced.accuracy("clean", "none") == evaluate(models=random_model, **options).accuracy("clean", "none")
+
+
+@pytest.mark.parametrize("step", ["add", "write"])
+def test_an_evaluation_that_is_killed_while_it_saves_can_be_resumed(evaluate, tmp_path, monkeypatch, step):
+    options = {"methods": "none", "corruptions": "none", "output_dir": tmp_path}
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsFolder, step, lambda *arguments: sys.exit())
+        with pytest.raises(SystemExit):
+            evaluate(**options)
+    assert evaluate(resume=True, **options).complete
+
+
+def test_images_labels_and_processing_are_those_of_what_is_resumed(evaluate, digits, tmp_path, processor):
+    rows = [{**row, "other": 9 - row["label"]} for row in digits["test"].select(range(32))]
+    options = {"dataset": rows, "methods": "none", "corruptions": "none", "output_dir": tmp_path}
+    first = evaluate(image_processor=processor, **options)
+    with pytest.raises(ValueError, match="has label_column=None, but 'other' is asked for"):
+        evaluate(image_processor=processor, label_column="other", resume=True, **options)
+    brighter = copy.deepcopy(processor)
+    brighter.image_mean = [0.1]
+    with pytest.raises(ValueError, match=r"has image_processors={'image_mean': .*0\.3.*, but {'image_mean': .*0\.1"):
+        evaluate(image_processor=brighter, resume=True, **options)
+
+    results = json.loads((tmp_path / "results.json").read_text())
+    for name in ("image_column", "label_column", "image_processors"):
+        del results["settings"][name]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert evaluate(image_processor=processor, resume=True, **options).to_dict() == first.to_dict()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

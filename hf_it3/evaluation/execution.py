@@ -112,10 +112,11 @@ class Evaluation:
         for sweep in runner.passes()[len(done) :]:
             outcomes = runner.run(sweep)
             done.append(outcomes)
+            self.results.outcomes[run].update(by_condition(done, len(runner.conditions)))
+            # Outcomes come last: without results.json, nothing would tell of which settings they are.
+            self._save(with_overall=False)
             if self.folder is not None and self.is_main:
                 self.folder.add(run, sweep.number, outcomes, runner.stream_state())
-            self.results.outcomes[run].update(by_condition(done, len(runner.conditions)))
-            self._save(with_overall=False)
             self._report()
 
     def _resume(self, runner: Runner, run: int) -> list[Outcomes]:

@@ -1,6 +1,7 @@
 """Models and data sets of an evaluation, from names or objects."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +112,13 @@ def describe_dataset(dataset: Any) -> str | None:
         return ", ".join(map(str, dataset))
     one = next(iter(dataset.values())) if isinstance(dataset, Mapping) else dataset
     return getattr(getattr(one, "info", None), "dataset_name", None)
+
+
+def describe_image_processor(image_processor: Any) -> dict[str, Any]:
+    """The settings of an image processor, as plain values."""
+    if not hasattr(image_processor, "to_json_string"):
+        return {"image_processor_type": type(image_processor).__name__}
+    return json.loads(image_processor.to_json_string())
 
 
 @torch.no_grad()

@@ -10,7 +10,14 @@ from ..metrics import mean_corruption_error
 from .conditions import Condition, make_conditions, parse_corruptions, parse_severities, split_names
 from .execution import Evaluation
 from .images import ORDERS
-from .inputs import LoadedModel, describe_dataset, load_model, load_subsets, weights_checksum
+from .inputs import (
+    LoadedModel,
+    describe_dataset,
+    describe_image_processor,
+    load_model,
+    load_subsets,
+    weights_checksum,
+)
 from .methods import Method, make_methods, why_not_applicable
 from .plots import import_figure
 from .processes import on_main_process, process_state
@@ -133,9 +140,12 @@ def evaluate_robustness(
         batch_size = loaded[0].model.config.adaptation.batch_size
     settings = {
         "models": [_describe(one, own) for one, own in zip(loaded, by_model, strict=True)],
+        "image_processors": [describe_image_processor(one.image_processor) for one in loaded],
         "dataset": describe_dataset(dataset),
         "config_name": None if config_name is None else split_names(config_name),
         "split": split,
+        "image_column": image_column,
+        "label_column": label_column,
         "streaming": streaming,
         "num_samples": num_samples,
         "dataset_sizes": [len(one) if hasattr(one, "__len__") else None for one in subsets.values()],

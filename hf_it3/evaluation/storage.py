@@ -45,15 +45,16 @@ class ResultsFolder:
         overwrite: whether to delete what is there.
 
     Raises:
-        ValueError: if there are results already and neither `resume` nor `overwrite` is set, or if they are of other
-            settings than those to go on with.
+        ValueError: if there are results already and neither `resume` nor `overwrite` is set, if they are of other
+            settings than those to go on with, or if it is lost of which settings they are.
     """
 
     def __init__(self, path: str | os.PathLike, settings: dict[str, Any], resume: bool, overwrite: bool):
         self.path = Path(path)
-        results = self.path / RESULTS_FILE
+        results, outcomes = self.path / RESULTS_FILE, self.path / _OUTCOMES_FOLDER
         if overwrite:
-            shutil.rmtree(self.path / _OUTCOMES_FOLDER, ignore_errors=True)
+            if outcomes.exists():
+                shutil.rmtree(outcomes)
             results.unlink(missing_ok=True)
         elif results.exists():
             if not resume:
@@ -62,6 +63,11 @@ class ResultsFolder:
                     "replace it, or another output_dir"
                 )
             _check_same_settings(read_results(results)["settings"], settings, results)
+        elif outcomes.exists():
+            raise ValueError(
+                f"{outcomes} exists without the {RESULTS_FILE} that says what it is of; pass overwrite=True "
+                "(--overwrite) to replace it, or another output_dir"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
 
     def load(self, run: int) -> tuple[list[Outcomes], dict[str, Any] | None]:
@@ -134,9 +140,9 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
 
 def _check_same_settings(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
     new = json.loads(json.dumps(_without_nan(new)))
-    for name in dict.fromkeys([*new, *old]):
-        if old.get(name) != new.get(name):
-            given, found = _first_difference(new.get(name), old.get(name))
+    for name in old:  # results of earlier versions say less, and what they do not say is not compared
+        if old[name] != new.get(name):
+            given, found = _first_difference(new.get(name), old[name])
             raise ValueError(
                 f"cannot resume: {path} has {name}={_short(found)}, but {_short(given)} is asked for; use the same "
                 "settings or another output_dir"
