@@ -23,7 +23,7 @@ from .shell_it3 import ModelShell
 
 
 _OVERRIDES = tuple(inspect.signature(AdaptationConfig).parameters)
-# How many adapters a pipeline keeps, of streams and of others; each holds a copy of the parameters that it may change.
+# Adapters that a pipeline keeps, of streams and of others; each holds a copy of the parameters that it may change.
 _MAX_ADAPTERS = 4
 _OWN_STATE = ("_adapters", "_adapters_lock", "_shell")
 _NOT_GIVEN = object()
@@ -57,8 +57,8 @@ class IT3Pipeline(ImageClassificationPipeline):
     of `batch_size`, share adapted weights (or not, as the model's settings say). The model itself is never changed,
     and answers as in eval mode whatever mode it is in.
 
-    Streams live on from call to call, one for each setting of scope `"stream"`; of more than four, those that were used
-    least recently are dropped and start again. A copy of a pipeline has streams of its own.
+    Streams live on from call to call, one for each setting of scope `"stream"`; of more than four, those that were
+    used least recently are dropped and start again. A copy of a pipeline has streams of its own.
 
     Args:
         adapt (`bool`, defaults to `True`): whether to adapt; without, the plain model answers.

@@ -14,6 +14,7 @@ pytest.importorskip("gradio", reason="the app needs the extra 'app'")
 
 from hf_it3.app import launch
 from hf_it3.app.adapting import classify
+from hf_it3.app.rendering import render_result
 from hf_it3.app.sample_images import SampleImages
 from hf_it3.app.served_model import ServedModel
 from hf_it3.app.visitor_images import MAX_IMAGES, MAX_PIXELS, read_drawing, read_uploads
@@ -146,6 +147,18 @@ def test_a_stream_remembers_within_one_visit(served, bright):
     second = classify(classifier, bright, scope="stream", gate=None)
     assert first.answers[0].after != second.answers[0].after
     assert first.answers[0].before == second.answers[0].before
+
+
+def test_classes_of_the_same_name_have_a_bar_each(trained_directory, bright):
+    served = ServedModel(trained_directory)
+    served.prepare()
+    served.model.config.id2label = {index: "crane" if index < 3 else str(index) for index in range(10)}
+    result = classify(served.classifier(), bright[:4], gate=None)
+    for answer in result.answers:
+        assert answer.labels.count("crane") == 3
+        assert sum(answer.before) == pytest.approx(1)
+        assert sum(answer.after) == pytest.approx(1)
+    assert render_result(result, []).count('data-label="crane"') == 3
 
 
 def test_the_gate_that_is_drawn_is_the_one_that_decides(served, bright, digits):

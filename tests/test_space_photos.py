@@ -236,7 +236,8 @@ def test_a_class_that_stays_is_named_once_and_one_that_changes_twice(served, pho
     pixels = served.read([Image.open(path) for path in photographs])
     result = classify(served.classifier(), pixels, gate=None)
     for answer in result.answers:
-        answer.before = {"cat": 0.6, "dog": 0.4}
-        answer.after = {"cat": 0.7, "dog": 0.3}
-    result.answers[2].after = {"cat": 0.2, "dog": 0.8}
+        answer.labels = ["cat", "dog"]
+        answer.before = [0.6, 0.4]
+        answer.after = [0.7, 0.3]
+    result.answers[2].after = [0.2, 0.8]
     assert render_result(result, []).count("</span> &rarr; <span") == 1

@@ -14,22 +14,26 @@ from ..pipeline_it3 import IT3Pipeline
 
 @dataclass
 class Answer:
-    """What the model says about one image: its pixels `(C, H, W)` in [0, 1], and each class's score, twice."""
+    """What the model says about one image: its pixels `(C, H, W)` in [0, 1], and each class's score, twice.
+
+    Scores are in the order of `labels`, which may hold a label more than once.
+    """
 
     pixels: Tensor
-    before: dict[str, float]
-    after: dict[str, float]
+    labels: list[str]
+    before: list[float]
+    after: list[float]
     distance: float
     adapted: bool
     truth: str | None = None
 
     @property
     def top_before(self) -> str:
-        return max(self.before, key=self.before.__getitem__)
+        return self.labels[self.before.index(max(self.before))]
 
     @property
     def top_after(self) -> str:
-        return max(self.after, key=self.after.__getitem__)
+        return self.labels[self.after.index(max(self.after))]
 
 
 @dataclass
@@ -87,11 +91,14 @@ def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | No
     )
     seconds = time.perf_counter() - start
     names: Sequence[str | None] = truths or [None] * len(pixels)
+    # In an order that does not depend on how the image was adapted.
+    entries = [sorted(classes, key=lambda entry: -entry["unadapted_score"]) for classes in entries]
     answers = [
         Answer(
             pixels=image,
-            before={entry["label"]: entry["unadapted_score"] for entry in classes},
-            after={entry["label"]: entry["score"] for entry in classes},
+            labels=[entry["label"] for entry in classes],
+            before=[entry["unadapted_score"] for entry in classes],
+            after=[entry["score"] for entry in classes],
             distance=classes[0]["idempotence"],
             adapted=classes[0]["adapted"],
             truth=truth,

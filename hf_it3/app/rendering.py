@@ -134,12 +134,12 @@ def _legend() -> str:
 
 
 def _bars(answer: Answer) -> str:
-    names = sorted(answer.before, key=lambda name: -max(answer.before[name], answer.after[name]))[:MAX_CLASSES]
+    bars = list(zip(answer.labels, answer.before, answer.after, strict=True))
     # By name where all fit, so that bars do not change places from one try to the next.
-    names = sorted(names, key=str.casefold) if len(answer.before) <= MAX_CLASSES else names
+    is_short = len(bars) <= MAX_CLASSES
+    bars.sort(key=lambda bar: bar[0].casefold() if is_short else -max(bar[1:]))
     rows = []
-    for name in names:
-        before, after = answer.before[name], answer.after[name]
+    for name, before, after in bars[:MAX_CLASSES]:
         rows.append(
             f'<div class="bar" data-label="{html.escape(name)}" data-before="{before:.4f}" data-after="{after:.4f}">'
             f'<span class="name">{html.escape(_short(name))}</span>'
