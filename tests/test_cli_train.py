@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from families import classifier
@@ -66,6 +67,40 @@ def test_a_trained_model_can_be_evaluated_alone(tmp_path, trained_directory):
     assert metrics["eval_accuracy"] > 0.5
     assert "train_loss" not in metrics
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_evaluation_alone_needs_no_training_split(tmp_path, trained_directory, digits):
+    datasets.DatasetDict({"test": digits["test"].select(range(20))}).save_to_disk(tmp_path / "data")
+    arguments = ["--dataset", str(tmp_path / "data"), "--backbone", trained_directory]
+    assert "eval_accuracy" in train(tmp_path / "out", *arguments, "--do_eval")
+
+
+def test_options_change_a_trained_model_and_the_others_stay(tmp_path, model, processor):
+    model.config.neutral_signal = "uniform"
+    model.config.adaptation = model.config.adaptation.replace(learning_rate=0.25)
+    model.config.id2label = {index: f"digit {index}" for index in range(10)}
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    arguments = ["--backbone", str(tmp_path / "model"), "--do_train"]
+    options = ["--adaptation", '{"num_steps": 17}', "--idempotence_weight=0.25", "--distance=js"]
+    train(tmp_path / "out", *arguments, *options)
+    config = IT3ForImageClassification.from_pretrained(tmp_path / "out").config
+    assert (config.adaptation.num_steps, config.adaptation.learning_rate) == (17, 0.25)
+    assert (config.idempotence_weight, config.distance, config.neutral_signal) == (0.25, "js", "uniform")
+    assert config.id2label == {index: str(index) for index in range(10)}
+    assert config.label2id == {str(index): index for index in range(10)}
+    train(tmp_path / "again", *arguments, "--neutral_signal=none", "--injection_layer=conv1")
+    assert IT3ForImageClassification.from_pretrained(tmp_path / "again").config.neutral_signal == "none"
+
+
+def test_what_does_not_fit_a_trained_model_is_refused(tmp_path, trained_directory, image_folder, capsys):
+    arguments = ["train", "--output_dir", str(tmp_path / "out"), *QUICK, "--backbone", trained_directory]
+    assert main([*arguments, "--injection_layer=conv2"]) == 2
+    assert "--injection_layer conv2 does not fit" in capsys.readouterr().err
+    assert main([*arguments, "--distance=far"]) == 2
+    assert "IT3Config.distance must be one of" in capsys.readouterr().err
+    assert main([*arguments, "--dataset", str(image_folder)]) == 2
+    assert "the data set has 2 classes and" in capsys.readouterr().err
 
 
 @pytest.fixture

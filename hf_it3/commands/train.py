@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 
 CNN = "cnn"
+_CHECKED = ("neutral_signal", "idempotence_weight", "distance")
 
 
 @dataclass
 class ModelArguments:
-    """Which model is trained."""
+    """Which model is trained. What is left out stays as in a trained idempotent model, or is IT3Config's default."""
 
     backbone: str = field(
         default=CNN,
@@ -37,11 +38,11 @@ class ModelArguments:
     injection_layer: str | None = field(
         default=None, metadata={"help": "Layer whose output receives the label signal; see hf-it3 inspect --layers."}
     )
-    neutral_signal: str = field(
-        default="none", metadata={"help": "What the first pass injects.", "choices": ["none", "zeros", "uniform"]}
+    neutral_signal: str | None = field(
+        default=None, metadata={"help": "What the first pass injects.", "choices": ["none", "zeros", "uniform"]}
     )
-    idempotence_weight: float = field(default=1.0, metadata={"help": "Weight of the second pass's loss."})
-    distance: str = field(default="neg_dot", metadata={"help": "Idempotence distance, see AdaptationConfig."})
+    idempotence_weight: float | None = field(default=None, metadata={"help": "Weight of the second pass's loss."})
+    distance: str | None = field(default=None, metadata={"help": "Idempotence distance, see AdaptationConfig."})
     adaptation: str | None = field(
         default=None,
         metadata={"help": "Adaptation settings for the model to carry, as JSON: '{\"num_steps\": 3}'."},
@@ -102,7 +103,7 @@ def train(
         The [`~hf_it3.IT3Trainer`], after training and evaluation.
 
     Raises:
-        ValueError: if a split is missing.
+        ValueError: if a split is missing, or an option does not fit the model.
     """
     from transformers import set_seed
 
@@ -112,16 +113,16 @@ def train(
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="loading the data set"):
         splits = load_images(data_arguments.dataset, data_arguments.dataset_config, data_arguments.streaming)
-    train_split = first_rows(select_split(splits, data_arguments.train_split), data_arguments.max_train_samples)
     eval_name = data_arguments.eval_split or next((name for name in ("validation", "test") if name in splits), None)
     _choose_what_to_do(arguments, can_evaluate=eval_name is not None)
-    eval_split = None
+    train_split = eval_split = None
+    if arguments.do_train:
+        train_split = first_rows(select_split(splits, data_arguments.train_split), data_arguments.max_train_samples)
     if arguments.do_eval:
         eval_split = first_rows(select_split(splits, eval_name or "test"), data_arguments.max_eval_samples)
-    model = _build_model(model_arguments, class_names(train_split, arguments.label_column))
-    trainer = IT3Trainer(
-        model, arguments, train_dataset=train_split if arguments.do_train else None, eval_dataset=eval_split
-    )
+    names = class_names(eval_split if train_split is None else train_split, arguments.label_column)
+    model = _build_model(model_arguments, names)
+    trainer = IT3Trainer(model, arguments, train_dataset=train_split, eval_dataset=eval_split)
     if arguments.do_train:
         result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
         trainer.save_model()
@@ -161,6 +162,7 @@ def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3ForI
         "distance": arguments.distance,
         "adaptation": _parse_adaptation(arguments.adaptation),
     }
+    values = {name: value for name, value in values.items() if value is not None}
     if names is not None:
         values["id2label"] = dict(enumerate(names))
         values["label2id"] = {name: index for index, name in enumerate(names)}
@@ -172,8 +174,27 @@ def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3ForI
         hub["trust_remote_code"] = True
     config = AutoConfig.from_pretrained(arguments.backbone, **hub)
     if isinstance(config, IT3Config):
-        return IT3ForImageClassification.from_pretrained(arguments.backbone, **hub)
+        # Loading takes these as they are; a new configuration says which of them is wrong.
+        IT3Config(**{name: values[name] for name in _CHECKED if name in values})
+        _check_trained(arguments.backbone, config, values)
+        return IT3ForImageClassification.from_pretrained(arguments.backbone, **values, **hub)
     return IT3ForImageClassification.from_backbone(arguments.backbone, **values, **hub)
+
+
+def _check_trained(name: str, config: Any, values: dict[str, Any]) -> None:
+    """Refuses what the trained label embedder of an idempotent model rules out."""
+    layer = values.get("injection_layer", config.injection_layer)
+    if layer != config.injection_layer:
+        raise ValueError(
+            f"--injection_layer {layer} does not fit {name}, whose label embedder is trained for "
+            f"{config.injection_layer!r}; leave it out, or start from the classifier that was wrapped"
+        )
+    names = values.get("id2label")
+    if names is not None and len(names) != config.num_labels:
+        raise ValueError(
+            f"the data set has {len(names)} classes and {name} has {config.num_labels}, which its label embedder is "
+            "trained for; start from the classifier that was wrapped"
+        )
 
 
 def _parse_adaptation(text: str | None) -> dict[str, Any] | None:
