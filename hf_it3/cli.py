@@ -45,7 +45,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; errors of the user's making end in one line and exit status 2."""
+    """Runs a subcommand; errors end in one line and exit status 2, with `--debug` in a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = next((argument for argument in arguments if argument in COMMANDS), None)
     parsed = build_parser(command).parse_args(arguments)
@@ -60,11 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hf-it3: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError, TypeError, HfHubHTTPError) as error:
+    except Exception as error:
         if parsed.debug:
             raise
-        print(f"hf-it3 {parsed.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"hf-it3 {parsed.command}: error: {_in_one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _in_one_line(error: Exception) -> str:
+    """The message alone where it was written for users; of any other error its type, too, and where to see more."""
+    message = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError, ImportError, TypeError, HfHubHTTPError)):
+        return message
+    return f"{type(error).__name__}: {message} (hf-it3 --debug shows the whole traceback)".replace(":  (", " (")
 
 
 if __name__ == "__main__":

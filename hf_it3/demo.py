@@ -77,8 +77,16 @@ def run_demo(
     Raises:
         ValueError: for a number out of range, or a data set without the splits or columns.
     """
-    if seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    counts = {
+        "seeds": seeds,
+        "num_epochs": num_epochs,
+        "batch_size": batch_size,
+        "max_train_images": max_train_images,
+        "max_test_images": max_test_images,
+    }
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if not 0 <= noise_std < float("inf"):
         raise ValueError(f"noise_std must be a number >= 0, got {noise_std}")
     recipe = RECIPES[DIGITS if dataset == DIGITS else "mnist"]

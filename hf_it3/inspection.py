@@ -86,8 +86,10 @@ def inspect_model(
         image_size (`int`, *optional*): height and width of the images; by default the backbone's.
 
     Raises:
-        ValueError: if the injection layer cannot take the signal or never runs.
+        ValueError: for an image size below 1, and if the injection layer cannot take the signal or never runs.
     """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}")
     outputs = _layer_outputs(model, image_size)
     config = model.config
     layers = [

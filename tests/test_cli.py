@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import httpx
 import pytest
 
 from hf_it3 import cli
@@ -110,10 +111,26 @@ def test_with_debug_the_whole_traceback_is_shown(failing):
         cli.main(["--debug", "env"])
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ZeroDivisionError(), "ZeroDivisionError"),
+        (KeyError("logits"), "KeyError: 'logits'"),
+        (RuntimeError("wandb is not\ninstalled"), "RuntimeError: wandb is not installed"),
+        (httpx.ConnectError("Name or service not known"), "ConnectError: Name or service not known"),
+    ],
+)
+def test_an_unexpected_error_is_told_from_a_mistake(failing, error, message, capsys):
+    failing(error)
+    assert cli.main(["env"]) == 2
+    expected = f"hf-it3 env: error: {message} (hf-it3 --debug shows the whole traceback)\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_a_bug_is_not_hidden(failing):
     failing(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
-        cli.main(["env"])
+        cli.main(["--debug", "env"])
 
 
 def test_an_interrupt_ends_with_status_130(failing, capsys):

@@ -53,3 +53,21 @@ def test_mistakes_end_in_one_line_that_names_the_culprit(folder, trained_directo
     error = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(error) == 1
     assert message in error[0]
+
+
+@pytest.mark.parametrize("option", ["--batch_size", "--top_k"])
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_counts_below_one_are_refused(folder, trained_directory, option, value, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["predict", trained_directory, str(folder), option, value])
+    assert end.value.code == 2
+    message = "'many' is not an integer" if value == "many" else f"must be at least 1, got {value}"
+    assert f"error: argument {option}: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["missing/answers.jsonl", ""])
+def test_where_nothing_can_be_written_nothing_is_classified(folder, trained_directory, output, capsys):
+    assert main(["predict", trained_directory, str(folder), "--output", str(folder / output)]) == 2
+    captured = capsys.readouterr()
+    assert "is no file in an existing folder" in captured.err
+    assert "Classifying" not in captured.err

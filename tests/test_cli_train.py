@@ -13,6 +13,7 @@ from PIL import Image
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, IT3TrainingArguments
 from hf_it3.cli import build_parser, main
+from hf_it3.inspection import inspect_model
 
 
 QUICK = [
@@ -187,3 +188,13 @@ def test_inspect_lists_the_layers_of_a_saved_model_and_names_a_better_one(traine
 def test_inspect_refuses_a_layer_that_never_runs(trained_directory, capsys):
     assert main(["inspect", trained_directory, "--injection_layer=nothing"]) == 2
     assert "'nothing' is not a module" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_inspect_refuses_images_without_pixels(trained_directory, random_model, size, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["inspect", trained_directory, "--image_size", str(size)])
+    assert end.value.code == 2
+    assert f"--image_size: must be at least 1, got {size}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"image_size must be at least 1, got {size}"):
+        inspect_model(random_model, image_size=size)

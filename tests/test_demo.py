@@ -104,6 +104,9 @@ def test_a_local_copy_of_mnist_is_read(tmp_path, capsys):
     ("options", "message"),
     [
         (["--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["--batch_size", "-5"], "batch_size must be at least 1, got -5"),
+        (["--batch_size", "0"], "batch_size must be at least 1, got 0"),
+        (["--max_test_images", "0"], "max_test_images must be at least 1, got 0"),
         (["--noise_std", "-1"], "noise_std must be a number >= 0, got -1.0"),
         (["--dataset", "no/such/folder/here"], "no/such/folder/here"),
     ],

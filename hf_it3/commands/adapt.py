@@ -2,6 +2,8 @@
 
 import argparse
 
+from .options import positive
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options named as the arguments of [`~hf_it3.adapting.adapt_to_images`]."""
@@ -15,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delta", action="store_true", help="only what adaptation changed; needs a MODEL on the Hub")
     parser.add_argument("--include_code", action="store_true", help="for users who do not have hf_it3 installed")
     parser.add_argument("--description", metavar="TEXT", help="of the images, for the model card")
-    parser.add_argument("--batch_size", type=int, help="images that share an optimizer step; by default the model's")
+    parser.add_argument(
+        "--batch_size", type=positive, help="images that share an optimizer step; by default the model's"
+    )
     parser.add_argument("--num_steps", type=int, help="optimizer steps per batch; by default the model's")
     parser.add_argument("--learning_rate", type=float, help="by default the model's")
     parser.add_argument("--no_gate", action="store_true", help="adapt to images like the training images, too")

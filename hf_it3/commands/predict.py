@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .options import positive
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, which images, and how to adapt."""
@@ -14,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="revision of the model")
     parser.add_argument("--no_adapt", action="store_true", help="the plain model's answers")
     parser.add_argument("--scope", choices=("batch", "image", "stream"), help="by default the model's")
-    parser.add_argument("--batch_size", type=int, help="images that adapt together; by default the model's")
+    parser.add_argument("--batch_size", type=positive, help="images that adapt together; by default the model's")
     parser.add_argument("--no_gate", action="store_true", help="adapt to images like the training images, too")
-    parser.add_argument("--top_k", type=int, default=1)
+    parser.add_argument("--top_k", type=positive, default=1)
     parser.add_argument("--output", metavar="FILE", help="write JSON lines there instead of printing a table")
 
 
@@ -29,6 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
     from ..pipeline_it3 import IT3Pipeline
     from ..registration import TASK
 
+    output = None if arguments.output is None else Path(arguments.output)
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise ValueError(f"--output {output} is no file in an existing folder; make the folder {output.parent} first")
     files = find_images(arguments.images)
     classifier: IT3Pipeline = pipeline(  # type: ignore[call-overload] # transformers lists its own tasks
         TASK, model=arguments.model, revision=arguments.revision
@@ -42,13 +47,12 @@ def run(arguments: argparse.Namespace) -> None:
     for start in tqdm(range(0, len(files), batch_size), "Classifying", unit="batch", file=sys.stderr):
         batch = [str(file) for file in files[start : start + batch_size]]
         answers += classifier(batch, batch_size=batch_size, **settings)
-    if arguments.output is None:
+    if output is None:
         for file, classes in zip(files, answers, strict=True):
             print(f"{file}\t" + "\t".join(f"{entry['label']} {entry['score']:.3f}" for entry in classes))
         return
     lines = [json.dumps({"file": str(file), "classes": classes}) for file, classes in zip(files, answers, strict=True)]
-    path = Path(arguments.output)
-    unfinished = path.with_name(f".{path.name}.part")
+    unfinished = output.with_name(f".{output.name}.part")
     unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    unfinished.replace(path)
-    print(f"{len(files)} answers are in {path}")
+    unfinished.replace(output)
+    print(f"{len(files)} answers are in {output}")
