@@ -282,6 +282,13 @@ def test_images_on_their_own_try_augmentations_and_no_diversity(model, changes):
     assert {settings.diversity_weight for stage in stages for settings in stage.candidates(own)} == {1.0}
 
 
+def test_batches_of_one_are_gated_unless_they_are_averaged_over_augmentations_alone(model):
+    own = AdaptationConfig(batch_size=1, num_steps=0, norm_statistics="mixed", augmentation_steps=0)
+    (gates,) = [stage for stage in make_stages(model, own) if stage.name == "gate"]
+    assert gates.candidates(own.replace(augmentations=4)) == []
+    assert len(gates.candidates(own.replace(augmentations=0))) > 1
+
+
 def test_an_optimizer_of_the_callers_own_keeps_its_learning_rate(model):
     own = AdaptationConfig(optimizer=torch.optim.SGD)
     (stage,) = [stage for stage in make_stages(model, own) if stage.name == "steps x rate"]

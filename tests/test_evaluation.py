@@ -192,6 +192,24 @@ def test_several_models_and_seeds_give_means(evaluate, model, random_model):
     assert both.table().count("mean of shifted") == 5
 
 
+def test_settings_of_methods_may_be_given_as_fields_or_none(evaluate):
+    fields = {"learning_rate": 1e-2, "gate": None}
+    results = evaluate(methods={"fields": fields, "config": AdaptationConfig(**fields), "nothing": None})
+    assert predictions(results, NOISE, "fields").tolist() == predictions(results, NOISE, "config").tolist()
+    assert predictions(results, NOISE, "nothing").tolist() == predictions(results, NOISE, "none").tolist()
+    assert predictions(results, NOISE, "fields").tolist() != predictions(results, NOISE, "none").tolist()
+    with pytest.raises(TypeError, match=r"methods\['mine'\]='batch' must be an AdaptationConfig, a mapping"):
+        evaluate(methods={"mine": "batch"})
+
+
+def test_numbers_may_be_numpys(evaluate, tmp_path):
+    options = {"methods": "none", "corruptions": "mnist-c/shot_noise"}
+    numpys = {"seeds": np.int64(1), "severities": np.int64(2), "batch_size": np.int64(16), "num_samples": np.int64(32)}
+    plain = {name: int(value) for name, value in numpys.items()}
+    results = evaluate(**options, **numpys, output_dir=tmp_path, plots=False)
+    assert results.to_dict() == evaluate(**options, **plain).to_dict()
+
+
 def test_gains_are_paired_and_losses_are_named(evaluate):
     harmful = AdaptationConfig(learning_rate=1.0, gate=None, diversity_weight=0.0)
     results = evaluate(methods={"harmful": harmful, "again": harmful})
@@ -263,6 +281,10 @@ def test_model_index_entries_hold_both_accuracies(evaluate):
         ({"methods": {"none": AdaptationConfig()}}, "choose another name"),
         ({"order": "random"}, "order='random' must be one of iid"),
         ({"batch_size": 0}, "batch_size=0 must be an integer >= 1"),
+        ({"batch_size": True}, "batch_size=True must be an integer >= 1"),
+        ({"severities": None}, "severities=None must be one or more of 1, 2, 3, 4, 5"),
+        ({"seeds": None}, "seeds=None must be one or more different"),
+        ({"methods": {"mine": {"steps": 3}}}, "AdaptationConfig has no field 'steps'"),
         ({"num_samples": 0}, "num_samples=0 must be an integer >= 1"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be one or more different"),
         ({"split": "validation"}, "no split 'validation'; its splits are train, test"),
@@ -294,6 +316,11 @@ def test_iterators_and_empty_streams_are_refused(evaluate, digits):
 
     with pytest.raises(ValueError, match="the data set is empty"):
         evaluate(dataset=Empty())
+
+
+def test_rows_without_names_are_refused(evaluate, train_rows):
+    with pytest.raises(ValueError, match="must be dictionaries, got a tuple; name its parts"):
+        evaluate(dataset=[tuple(row.values()) for row in train_rows[:4]])
 
 
 def test_labels_may_be_of_any_integer_type(evaluate, train_rows):

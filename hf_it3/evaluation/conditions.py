@@ -64,7 +64,7 @@ def parse_severities(severities: str | int | Iterable[int]) -> tuple[int, ...]:
         ValueError: unless all are from 1 to 5.
     """
     given = severities
-    if isinstance(severities, int):
+    if not isinstance(severities, Iterable):
         severities = [severities]
     if isinstance(severities, str):
         parts = [part.strip() for part in severities.split(",") if part.strip()]
@@ -74,10 +74,10 @@ def parse_severities(severities: str | int | Iterable[int]) -> tuple[int, ...]:
                 raise ValueError(f"severities={given!r} is not understood; write 1-5, or 1,3,5")
             first, last = int(match[1]), int(match[2] or match[1])
             severities.extend(range(first, last + 1))
-    chosen = tuple(sorted(set(severities)))
-    if not chosen or not set(chosen) <= set(SEVERITIES):
+    chosen = set(severities)
+    if not chosen or not chosen <= set(SEVERITIES):
         raise ValueError(f"severities={given!r} must be one or more of 1, 2, 3, 4, 5")
-    return chosen
+    return tuple(sorted(map(int, chosen)))
 
 
 def split_names(names: str | Iterable[str] | None) -> list[str]:

@@ -1,7 +1,7 @@
 """Where the images come from: data sets, as batches of pixels in [0, 1] of the model's input size."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,10 +246,17 @@ class ImageSource:
 
 def _columns(dataset: Any) -> list[str]:
     """The columns that a data set names, or those of its first row."""
-    columns = getattr(dataset, "column_names", None) or next(iter(dataset), None)
-    if columns is None:
+    if columns := getattr(dataset, "column_names", None):
+        return list(columns)
+    row = next(iter(dataset), None)
+    if row is None:
         raise ValueError(_EMPTY)
-    return list(columns)
+    if not isinstance(row, Mapping):
+        raise ValueError(
+            f"the rows of a data set must be dictionaries, got a {type(row).__name__}; name its parts, as in "
+            "{'image': image, 'label': label}"
+        )
+    return list(row)
 
 
 def _label_map(dataset: Any, label_column: str, config: IT3Config) -> list[int] | None:

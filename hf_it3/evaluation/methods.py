@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -28,21 +29,24 @@ class Method:
 
 
 def make_methods(
-    methods: str | Iterable[str] | Mapping[str, AdaptationConfig | None] | None, own: AdaptationConfig
+    methods: str | Iterable[str] | Mapping[str, AdaptationConfig | Mapping[str, Any] | None] | None,
+    own: AdaptationConfig,
 ) -> list[Method]:
     """The methods to compare, the plain model always among them and first.
 
     Args:
         methods: names, in a list or with commas: `"none"`; a preset of [`AdaptationConfig`] (`"statistics"`, `"tent"`,
             `"torch-ttt"`, `"it3"`); or a scope (`"batch"`, `"stream"`, `"image"`), which is the model's own settings
-            in that scope. Or a mapping from names of your own to settings.
+            in that scope. Or a mapping from names of your own to settings: an [`AdaptationConfig`], a mapping of its
+            fields, or `None` for no adaptation.
         own: the model's own settings.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name or field.
+        TypeError: for settings of another type.
     """
     if isinstance(methods, Mapping):
-        made = {name: Method(name, config) for name, config in methods.items()}
+        made = {name: Method(name, _config(name, settings)) for name, settings in methods.items()}
     else:
         names = split_names(DEFAULT_METHODS if methods is None else methods)
         made = {name: Method(name, _settings(name, own)) for name in names}
@@ -50,6 +54,19 @@ def make_methods(
     if plain.config is not None and plain.config != AdaptationConfig.preset(UNADAPTED):
         raise ValueError(f"methods has settings for {UNADAPTED!r}, which is the plain model; choose another name")
     return [Method(UNADAPTED, None), *made.values()]
+
+
+def _config(name: str, settings: Any) -> AdaptationConfig:
+    if settings is None:
+        return AdaptationConfig.preset(UNADAPTED)
+    if isinstance(settings, Mapping):
+        return AdaptationConfig.from_dict(dict(settings))
+    if not isinstance(settings, AdaptationConfig):
+        raise TypeError(
+            f"methods[{name!r}]={settings!r} must be an AdaptationConfig, a mapping of its fields, or None for no "
+            "adaptation"
+        )
+    return settings
 
 
 def _settings(name: str, own: AdaptationConfig) -> AdaptationConfig | None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def evaluate_robustness(
     corruptions: str | Iterable[str] | None = "all",
     exclude: str | Iterable[str] | None = None,
     severities: str | int | Iterable[int] = "1-5",
-    methods: str | Iterable[str] | Mapping[str, AdaptationConfig | None] | None = None,
+    methods: str | Iterable[str] | Mapping[str, AdaptationConfig | Mapping[str, Any] | None] | None = None,
     order: str = "iid",
     batch_size: int | None = None,
     num_samples: int | None = None,
@@ -80,8 +81,9 @@ def evaluate_robustness(
         severities: `"1-5"`, `"1,3"`, a number or a list, for corruptions that have severities.
         methods: `"none"` (always among them), `"statistics"` (Schneider et al., NeurIPS 2020), `"tent"` (Wang et al.,
             ICLR 2021), `"torch-ttt"`, `"it3"` (presets of [`AdaptationConfig`]); `"batch"`, `"stream"`, `"image"` (the
-            model's own settings in that scope); or a mapping from names to [`AdaptationConfig`]. All but `"it3"` by
-            default. Methods that a model has no layers for are reported as not applicable.
+            model's own settings in that scope); or a mapping from names to settings ([`AdaptationConfig`], a mapping
+            of its fields, or `None` for no adaptation). All but `"it3"` by default. Methods that a model has no layers
+            for are reported as not applicable.
         order: `"iid"` (shuffled), `"class-sorted"`, `"mixed"` (every batch holds all conditions) or `"continual"` (as
             i.i.d., but streams go on from one condition to the next). It decides whether adaptation helps.
         batch_size: images that adapt together; by default the first model's `config.adaptation.batch_size`.
@@ -123,9 +125,13 @@ def evaluate_robustness(
 
     ```
     """
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     models = models if isinstance(models, (list, tuple)) else [models]
-    _check_arguments(models, order, batch_size, num_samples, seeds)
+    if not models:
+        raise ValueError("models is empty; pass at least one model")
+    if order not in ORDERS:
+        raise ValueError(f"order={order!r} must be one of {', '.join(ORDERS)}")
+    batch_size, num_samples = _count("batch_size", batch_size), _count("num_samples", num_samples)
+    seeds = _parse_seeds(seeds)
     if output_dir is None and (resume or overwrite):
         raise ValueError("resume and overwrite need output_dir, the folder with the results")
     if output_dir is not None and plots:
@@ -175,18 +181,21 @@ def evaluate_robustness(
     return results
 
 
-def _check_arguments(
-    models: Sequence[Any], order: str, batch_size: int | None, num_samples: int | None, seeds: list[int]
-) -> None:
-    if order not in ORDERS:
-        raise ValueError(f"order={order!r} must be one of {', '.join(ORDERS)}")
-    for name, value in (("batch_size", batch_size), ("num_samples", num_samples)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}={value!r} must be an integer >= 1")
-    if not models:
-        raise ValueError("models is empty; pass at least one model")
-    if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={seeds!r} must be one or more different integers >= 0")
+def _is_integer(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def _count(name: str, value: Any) -> int | None:
+    if value is not None and not _is_integer(value, 1):
+        raise ValueError(f"{name}={value!r} must be an integer >= 1")
+    return None if value is None else int(value)
+
+
+def _parse_seeds(given: Any) -> list[int]:
+    seeds = list(given) if isinstance(given, Iterable) else [given]
+    if not seeds or not all(_is_integer(seed, 0) for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={given!r} must be one or more different integers >= 0")
+    return [int(seed) for seed in seeds]
 
 
 def _conditions(
