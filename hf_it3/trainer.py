@@ -5,19 +5,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import TrainOutput
+from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
+from transformers.utils import logging
 
 from .adaptation_it3 import TestTimeAdapter
 from .calibration import CalibrationResult, calibrate_trainer, check_trainer
 from .data import IMAGE_COLUMNS, LABEL_COLUMNS, first_rows
 from .gate_it3 import idempotence_distances
 from .interface_it3 import IdempotentModel, idempotent_model
-from .trainer_defaults import name_classes, prepare_model, with_defaults, with_our_arguments
+from .metrics import classification_metrics
+from .shell_it3 import frozen_modes
+from .trainer_defaults import check_losses, name_classes, prepare_model, with_defaults, with_our_arguments
 from .trainer_hub import TrainerHubMixin
 from .training_arguments import IT3TrainingArguments
 
+
+logger = logging.get_logger(__name__)
 
 _LOSSES = ("classification_loss", "idempotence_loss")
 
@@ -37,7 +43,7 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         processing_class (*optional*): the image processor; by default the backbone's own, or one made for its image
             size and channels.
         compute_metrics (callable, *optional*): takes an `EvalPrediction`; by default accuracy, negative log-likelihood
-            and expected calibration error.
+            and expected calibration error of models that tell one class.
         calibrate (`bool`, defaults to `False`): choose the adaptation settings on `eval_dataset` after training, see
             [`~hf_it3.calibration.calibrate`]; the result is in `trainer.calibration`, the report in `calibration/` of
             the output folder.
@@ -45,7 +51,8 @@ class IT3Trainer(TrainerHubMixin, Trainer):
 
     Raises:
         TypeError: if the model takes no label signal.
-        ValueError: when training starts, if it could not be followed by the calibration asked for.
+        ValueError: for label smoothing and `compute_loss_func`; when training starts, if it could not be followed by
+            the calibration asked for.
 
     Example:
 
@@ -81,10 +88,11 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         if args.label_names is None:
             # Trainer would count `label_signal` among the labels, and evaluate without any where a batch lacks it.
             args.label_names = ["labels"]
-        given = (data_collator, processing_class, compute_metrics)
+        check_losses(args, kwargs.get("compute_loss_func"))
+        given = (data_collator, processing_class)
         if model is not None:
             prepare_model(model, args)
-            data_collator, processing_class, compute_metrics = with_defaults(model, args, *given)
+            data_collator, processing_class = with_defaults(model, args, *given)
         super().__init__(
             model=model,
             args=args,
@@ -92,16 +100,16 @@ class IT3Trainer(TrainerHubMixin, Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            compute_metrics=compute_metrics,
+            compute_metrics=self._metrics_of_task if compute_metrics is None else compute_metrics,
             **kwargs,
         )
         if model is None:
-            defaults = with_defaults(self.model, args, *given)
-            self.data_collator, self.processing_class, self.compute_metrics = defaults
+            self.data_collator, self.processing_class = with_defaults(self.model, args, *given)
             self.callback_handler.processing_class = self.processing_class
         name_classes(idempotent_model(self.model).config, self.train_dataset, self.args.label_column)
         self.calibrate = calibrate
         self.calibration: CalibrationResult | None = None
+        self._evaluates_adapted = False
         self._adapter: TestTimeAdapter | None = None
         self._loss_sums = dict.fromkeys(_LOSSES, 0.0)
         self._loss_count = 0
@@ -183,33 +191,49 @@ class IT3Trainer(TrainerHubMixin, Trainer):
     ) -> dict[str, float]:
         """Evaluates as `Trainer.evaluate` does; with `eval_adapted`, once more with test-time adaptation.
 
-        The adapted metrics are named `{prefix}_adapted_{metric}`. Images adapt together by evaluation batches.
+        The adapted metrics are named `{prefix}_adapted_{metric}`; callbacks and the log get them together with the
+        others, and the runtime is that of both. Images adapt together by evaluation batches.
         """
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if self.args.eval_adapted and not isinstance(dataset, dict):
-            metrics.update(self._evaluate_adapted(eval_dataset, ignore_keys, f"{metric_key_prefix}_adapted"))
-        return metrics
+        self._evaluates_adapted = self.args.eval_adapted
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._evaluates_adapted = False
 
-    def _evaluate_adapted(self, eval_dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The loop of `Trainer`; in an evaluation with `eval_adapted`, its metrics are joined by the adapted ones."""
+        loop = super().evaluation_loop
+        output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if not self._evaluates_adapted:
+            return output
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback):
+                callback.on_predict(self.args, self.state, self.control)  # closes the bar, the next loop opens another
         self._adapter = TestTimeAdapter(idempotent_model(self.model))
         try:
-            output = self.evaluation_loop(
-                self.get_eval_dataloader(eval_dataset),
-                description="Evaluation with adaptation",
-                prediction_loss_only=False,
-                ignore_keys=ignore_keys,
-                metric_key_prefix=prefix,
+            adapted = loop(
+                dataloader, f"{description} with adaptation", False, ignore_keys, f"{metric_key_prefix}_adapted"
             )
         finally:
             self._adapter = None
         metrics = {
             name: value
-            for name, value in (output.metrics or {}).items()
+            for name, value in (adapted.metrics or {}).items()
             if not name.endswith("model_preparation_time")
         }
-        self.log(metrics)
-        return metrics
+        return output._replace(metrics={**(output.metrics or {}), **metrics})
+
+    def _metrics_of_task(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The default metrics, for the task that the model has by then: labels may have told it."""
+        tells_one_class = idempotent_model(self.model).config.problem_type in (None, "single_label_classification")
+        return classification_metrics(prediction) if tells_one_class else {}
 
     def prediction_step(
         self,
@@ -226,36 +250,52 @@ class IT3Trainer(TrainerHubMixin, Trainer):
             output = self._adapter(inputs["pixel_values"])
         return None, output.logits, inputs.get("labels")
 
-    def measure_reference_distance(self, dataset: Any = None) -> dict[str, Any]:
+    def measure_reference_distance(self, dataset: Any = None) -> dict[str, Any] | None:
         """Measures mean and standard deviation of the idempotence distance of clean images into the model's config.
 
         Args:
             dataset (*optional*): by default the training images; of either, the first `args.reference_images`.
 
         Returns:
-            `reference_distance` as stored in the config.
+            `reference_distance` as stored in the config; `None`, with a warning, where a distance is not finite.
+
+        Raises:
+            ValueError: if the data set is empty.
         """
         dataset = self.train_dataset if dataset is None else dataset
         model = idempotent_model(self.model)
-        was_training = model.training
-        model.eval()
-        batches = self.get_test_dataloader(first_rows(dataset, self.args.reference_images or None))
+        measured = self._distances(model, first_rows(dataset, self.args.reference_images or None))
+        if not len(measured):
+            raise ValueError("the reference distance needs at least one image, and the data set has none")
+        model.config.reference_distance = None
+        if infinite := int((~measured.isfinite()).sum()):
+            logger.warning(
+                f"No reference_distance was stored: the idempotence distance of {infinite} of {len(measured)} images "
+                "is not finite, and without it adaptation is not gated; check the model's weights and the images"
+            )
+        else:
+            model.config.reference_distance = {
+                "mean": measured.mean().item(),
+                "std": measured.std().item() if len(measured) > 1 else 0.0,
+                "num_images": len(measured),
+                "distance": model.config.distance if isinstance(model.config.distance, str) else None,
+            }
+        return model.config.reference_distance
+
+    def _distances(self, model: IdempotentModel, dataset: Any) -> Tensor:
+        """The idempotence distance of every image of a data set, of the last incomplete batch too."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            batches = self.get_test_dataloader(dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
         progress = tqdm(
             batches, "Reference distance", disable=self.args.disable_tqdm or not self.is_world_process_zero()
         )
-        try:
-            collected = []
+        collected = [torch.empty(0, dtype=torch.double)]
+        with frozen_modes(model):
             for inputs in progress:
                 with self.compute_loss_context_manager():
                     distances = idempotence_distances(model, self._prepare_inputs(inputs)["pixel_values"])
                 collected.append(self.accelerator.gather_for_metrics(distances).double().cpu())
-        finally:
-            model.train(was_training)
-        measured = torch.cat(collected)
-        model.config.reference_distance = {
-            "mean": measured.mean().item(),
-            "std": measured.std().item() if len(measured) > 1 else 0.0,
-            "num_images": len(measured),
-            "distance": model.config.distance if isinstance(model.config.distance, str) else None,
-        }
-        return model.config.reference_distance
+        return torch.cat(collected)

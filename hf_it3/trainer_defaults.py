@@ -8,7 +8,6 @@ from torch import nn
 from transformers import TrainingArguments
 
 from .data import ImageCollator, class_names, image_processor_for
-from .metrics import classification_metrics
 from .shell_it3 import norm_parameter_names
 from .training_arguments import IT3TrainingArguments
 
@@ -44,19 +43,31 @@ def with_defaults(
     args: IT3TrainingArguments,
     data_collator: Callable | None,
     processing_class: Any,
-    compute_metrics: Callable | None,
-) -> tuple[Callable, Any, Callable | None]:
-    """Collator, image processor and metrics that suit a model, where they were not given."""
+) -> tuple[Callable, Any]:
+    """Collator and image processor that suit a model, where they were not given."""
     config = model.config
     processing_class = processing_class or image_processor_for(config)
     if data_collator is None:
         classes = _number_of_classes(config)
         data_collator = ImageCollator(processing_class, args.image_column, args.label_column, classes)
-    if compute_metrics is None and config.problem_type in (None, "single_label_classification"):
-        compute_metrics = classification_metrics
     # A later model.push_to_hub takes it along.
     model._image_processor = processing_class
-    return data_collator, processing_class, compute_metrics
+    return data_collator, processing_class
+
+
+def check_losses(args: TrainingArguments, compute_loss_func: Callable | None) -> None:
+    """Refuses losses that `Trainer` computes itself: it keeps the labels from the model then.
+
+    Raises:
+        ValueError: for label smoothing, and for a loss function.
+    """
+    given = {"label_smoothing_factor": args.label_smoothing_factor or None, "compute_loss_func": compute_loss_func}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}={value!r} is not supported: Trainer would keep the labels from the model, which needs them "
+                f"for the signal pass and computes both losses itself; leave {name} out"
+            )
 
 
 def name_classes(config: Any, dataset: Any, label_column: str | None) -> None:

@@ -1,5 +1,6 @@
 """Arguments of IT3Trainer."""
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,3 +61,9 @@ class IT3TrainingArguments(TrainingArguments):
     def __getstate__(self) -> dict[str, Any]:
         # `Trainer` pickles the arguments into the output directory, where the token must not go.
         return {**vars(self), "hub_token": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "IT3TrainingArguments":
+        # A copy in memory keeps the token.
+        copied = memo[id(self)] = object.__new__(type(self))
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied

@@ -1,67 +1,22 @@
-"""IT3Trainer: what it trains, logs, resumes, evaluates and measures, and what it says about bad data."""
+"""IT3Trainer: what it trains, logs and resumes, and what it says about bad arguments and data."""
 
 import copy
-import json
-from pathlib import Path
+import pickle
 
 import datasets
 import numpy as np
 import pytest
 import torch
+import trainer_fixtures
 from PIL import Image
 from torch.nn import functional as F
+from trainer_fixtures import tiny, weights
 from transformers import ResNetConfig, Seq2SeqTrainingArguments, TrainingArguments, set_seed
 
-from hf_it3 import (
-    IT3CNNConfig,
-    IT3Config,
-    IT3ForImageClassification,
-    IT3Trainer,
-    IT3TrainingArguments,
-    TestTimeAdapter,
-)
-from hf_it3.gate_it3 import idempotence_distances
+from hf_it3 import IT3Config, IT3ForImageClassification, IT3Trainer, IT3TrainingArguments
 
 
-def tiny(**values) -> IT3ForImageClassification:
-    set_seed(3)
-    backbone = IT3CNNConfig(image_size=16, conv_channels=[4, 8], hidden_size=24)
-    return IT3ForImageClassification(IT3Config(**{"backbone_config": backbone, **values}))
-
-
-@pytest.fixture
-def arguments(tmp_path):
-    """Makes quiet arguments for a few steps on the CPU."""
-
-    def make(**values):
-        kind = values.pop("kind", IT3TrainingArguments)
-        ours = {"reference_images": 0} if kind is IT3TrainingArguments else {}
-        return kind(
-            **{
-                "output_dir": str(tmp_path / "runs"),
-                "max_steps": 3,
-                "per_device_train_batch_size": 8,
-                "per_device_eval_batch_size": 32,
-                "learning_rate": 1e-2,
-                "save_strategy": "no",
-                "logging_strategy": "no",
-                "disable_tqdm": True,
-                "use_cpu": True,
-                **ours,
-                **values,
-            }
-        )
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def rows(train_rows):
-    return train_rows[:64]
-
-
-def weights(model) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+arguments, rows = trainer_fixtures.arguments, trainer_fixtures.rows
 
 
 class TestTraining:
@@ -236,11 +191,36 @@ class TestArguments:
             expected = name.startswith("embedder.") or "normalization" in name
             assert torch.equal(parameter, before[name]) is not expected, name
 
+    @pytest.mark.parametrize("from_function", [False, True])
+    def test_losses_that_take_the_labels_from_the_model_are_refused(self, arguments, rows, from_function):
+        given = {"model_init": lambda: tiny()} if from_function else {"model": tiny()}
+        with pytest.raises(ValueError, match=r"^label_smoothing_factor=0\.1 is not supported: [^\n]* out$"):
+            IT3Trainer(args=arguments(label_smoothing_factor=0.1), train_dataset=rows, **given)
+        with pytest.raises(ValueError, match=r"^compute_loss_func=.* is not supported: [^\n]*leave [^\n]* out$"):
+            IT3Trainer(args=arguments(), train_dataset=rows, compute_loss_func=F.cross_entropy, **given)
+
+    def test_copies_keep_the_token_and_files_do_not(self, arguments):
+        args = arguments(hub_token="hf_secret")
+        assert copy.deepcopy(args).hub_token == "hf_secret"
+        assert copy.deepcopy(args).to_dict() == args.to_dict()
+        assert b"hf_secret" not in pickle.dumps(args)
+
     def test_a_model_that_takes_no_signal_is_refused(self, arguments, rows):
         with pytest.raises(TypeError, match="got IT3CNNForImageClassification; wrap it with"):
             IT3Trainer(tiny().backbone, arguments(), train_dataset=rows)
         with pytest.raises(TypeError, match="got IT3CNNForImageClassification; wrap it with"):
             IT3Trainer(model_init=lambda: tiny().backbone, args=arguments(), train_dataset=rows)
+
+    @pytest.mark.parametrize("label", [0.5, [1.0, 0.0]])
+    def test_the_task_can_be_told_by_the_labels(self, arguments, rows, label):
+        data = [{"pixel_values": row["pixel_values"], "label": label} for row in rows]
+        args = arguments(eval_adapted=True)
+        model = tiny(num_labels=np.size(label), distance="mse")
+        trainer = IT3Trainer(model, args, train_dataset=data, eval_dataset=data)
+        trainer.train()
+        metrics = trainer.evaluate()
+        assert np.isfinite(metrics["eval_loss"])
+        assert "eval_accuracy" not in metrics
 
     def test_a_function_that_makes_the_model_will_do(self, arguments, digits):
         args = arguments(freeze_backbone=True)
@@ -259,106 +239,6 @@ class TestArguments:
         assert trainer.model._image_processor is trainer.processing_class
         assert trainer.callback_handler.processing_class is trainer.processing_class
         assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
-
-
-class TestReferenceDistance:
-    def test_it_is_that_of_the_first_training_images_at_the_end(self, arguments, rows):
-        model = tiny()
-        IT3Trainer(model, arguments(reference_images=40), train_dataset=rows).train()
-        distances = idempotence_distances(model.eval(), torch.stack([row["pixel_values"] for row in rows[:40]]))
-        reference = model.config.reference_distance
-        assert reference["mean"] == pytest.approx(distances.mean().item(), abs=1e-5)
-        assert reference["std"] == pytest.approx(distances.std().item(), abs=1e-5)
-        assert reference["num_images"] == 40
-        assert reference["distance"] == "neg_dot"
-
-    def test_none_is_measured_where_none_is_asked_for(self, arguments, rows):
-        model = tiny()
-        IT3Trainer(model, arguments(reference_images=0), train_dataset=rows).train()
-        assert model.config.reference_distance is None
-
-    def test_it_is_saved_with_the_model_and_is_plain_json(self, trained_directory):
-        reference = json.loads(Path(trained_directory, "config.json").read_text())["reference_distance"]
-        assert reference["num_images"] == 1297
-        assert -1 <= reference["mean"] <= 0 < reference["std"]
-
-    def test_of_one_image_it_has_no_spread(self, arguments, rows):
-        model = tiny()
-        IT3Trainer(model, arguments(reference_images=1), train_dataset=rows).train()
-        assert model.config.reference_distance["std"] == 0
-
-    def test_measuring_leaves_the_mode_of_the_model(self, arguments, rows):
-        trainer = IT3Trainer(tiny().train(), arguments(), train_dataset=rows)
-        trainer.measure_reference_distance(rows[:10])
-        assert trainer.model.training
-
-
-class TestEvaluation:
-    @pytest.fixture
-    def shifted_rows(self, shifted_images, labels):
-        return [
-            {"pixel_values": image, "label": label.item()} for image, label in zip(shifted_images, labels, strict=True)
-        ]
-
-    def test_adapted_metrics_stand_beside_the_plain_ones(self, model, arguments, shifted_rows, shifted_images, labels):
-        args = arguments(eval_adapted=True, per_device_eval_batch_size=64)
-        metrics = IT3Trainer(model, args, eval_dataset=shifted_rows).evaluate()
-        plain = (model(shifted_images).logits.argmax(-1) == labels).float().mean().item()
-        adapted = (TestTimeAdapter(model)(shifted_images).logits.argmax(-1) == labels).float().mean().item()
-        assert adapted > plain
-        assert metrics["eval_accuracy"] == pytest.approx(plain)
-        assert metrics["eval_adapted_accuracy"] == pytest.approx(adapted)
-        assert np.isfinite(metrics["eval_loss"])
-
-    def test_images_adapt_by_evaluation_batches(self, model, arguments, shifted_rows, shifted_images, labels):
-        model.config.adaptation = model.config.adaptation.replace(gate=None)
-        args = arguments(eval_adapted=True, per_device_eval_batch_size=10)
-        metrics = IT3Trainer(model, args, eval_dataset=shifted_rows).evaluate(metric_key_prefix="shifted")
-        adapter = TestTimeAdapter(model)
-        logits = torch.cat([adapter(images).logits for images in shifted_images.split(10)])
-        assert metrics["shifted_adapted_accuracy"] == pytest.approx(
-            (logits.argmax(-1) == labels).float().mean().item()
-        )
-
-    def test_without_it_there_are_none(self, model, arguments, shifted_rows):
-        metrics = IT3Trainer(model, arguments(), eval_dataset=shifted_rows).evaluate()
-        assert not any("adapted" in name for name in metrics)
-
-    def test_the_loss_of_an_evaluation_is_that_of_training(self, model, arguments, rows):
-        metrics = IT3Trainer(model, arguments(per_device_eval_batch_size=64), eval_dataset=rows).evaluate()
-        images = torch.stack([row["pixel_values"] for row in rows])
-        labels = torch.tensor([row["label"] for row in rows])
-        assert metrics["eval_loss"] == pytest.approx(model(images, labels=labels).loss.item(), abs=1e-4)
-
-    def test_metrics_of_the_callers_own_replace_the_default_ones(self, model, arguments, shifted_rows):
-        def mine(prediction):
-            return {"rows": len(prediction.label_ids), "classes": prediction.predictions.shape[1]}
-
-        args = arguments(eval_adapted=True)
-        metrics = IT3Trainer(model, args, eval_dataset=shifted_rows, compute_metrics=mine).evaluate()
-        assert metrics["eval_rows"] == metrics["eval_adapted_rows"] == 64
-        assert metrics["eval_classes"] == metrics["eval_adapted_classes"] == 10
-        assert "eval_accuracy" not in metrics
-
-    def test_several_data_sets_are_evaluated_by_name(self, model, arguments, shifted_rows, rows):
-        args = arguments(eval_adapted=True)
-        metrics = IT3Trainer(model, args, eval_dataset={"clean": rows, "bright": shifted_rows}).evaluate()
-        assert {"eval_clean_accuracy", "eval_clean_adapted_accuracy", "eval_bright_adapted_accuracy"} <= set(metrics)
-
-    def test_training_goes_on_unchanged_by_evaluations_with_adaptation(self, arguments, rows):
-        results = []
-        for strategy in ("no", "steps"):
-            model = tiny()
-            args = arguments(eval_strategy=strategy, eval_steps=1, eval_adapted=True)
-            IT3Trainer(model, args, train_dataset=rows, eval_dataset=rows[:20]).train()
-            results.append(weights(model))
-        assert all(torch.equal(results[0][name], value) for name, value in results[1].items())
-
-    def test_predictions_have_the_metrics_of_their_logits(self, model, arguments, rows):
-        output = IT3Trainer(model, arguments()).predict(rows)
-        assert output.predictions.shape == (64, 10)
-        right = (output.predictions.argmax(-1) == output.label_ids).mean()
-        assert output.metrics["test_accuracy"] == pytest.approx(right)
 
 
 class TestBadData:
