@@ -192,5 +192,4 @@ class TestEvaluation:
     def test_either_loop_has_a_progress_bar_of_its_own(self, model, arguments, shifted_rows, capsys):
         args = arguments(eval_adapted=True, disable_tqdm=False)
         IT3Trainer(model, args, eval_dataset=shifted_rows).evaluate()
-        assert "2/2" in (err := capsys.readouterr().err)
-        assert "4it" not in err
+        assert capsys.readouterr().err.count("2/2") >= 2
