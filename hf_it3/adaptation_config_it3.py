@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import numbers
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -146,13 +147,15 @@ class AdaptationConfig:
         value = getattr(self, name)
         if optional and value is None:
             return
-        allowed = (int,) if kind is int else (int, float)
+        allowed: Any = numbers.Integral if kind is int else numbers.Real
         if isinstance(value, bool) or not isinstance(value, allowed) or math.isnan(value) or not low <= value <= high:
             limits = f" in [{low}, {high}]" if high < math.inf else f" >= {low}" if low > -math.inf else ""
             noun = "an integer" if kind is int else "a number"
             raise self._error(name, f"must be {noun}{limits}{' or None' if optional else ''}")
         if kind is float and math.isinf(value):
             raise self._error(name, "must be finite")
+        # Numbers of numpy are accepted, but JSON does not know them.
+        setattr(self, name, int(value) if isinstance(value, numbers.Integral) else float(value))
 
     def _check_parameters(self) -> None:
         if not isinstance(self.parameters, str) or not self.parameters:
@@ -212,6 +215,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "augmentations": 0,
     },
 }
+
+
+def resolve_adaptation(value: Any, name: str) -> AdaptationConfig:
+    """A copy of settings, also of those given as a `dict`, or as `None` for the defaults; errors give their `name`."""
+    if value is None:
+        return AdaptationConfig()
+    # By name, because the settings of a model loaded as remote code are of a class of their own.
+    if type(value).__name__ == "AdaptationConfig":
+        return value.replace()
+    if isinstance(value, dict):
+        return AdaptationConfig.from_dict(value)
+    raise ValueError(f"{name} must be an AdaptationConfig or a dict, got {value!r}")
 
 
 def field_names() -> list[str]:

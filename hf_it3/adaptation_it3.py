@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput, logging
 
-from .adaptation_config_it3 import AdaptationConfig
+from .adaptation_config_it3 import AdaptationConfig, resolve_adaptation
 from .gate_it3 import ShiftTest
 from .interface_it3 import IdempotentModel, idempotent_model
 from .objective_it3 import IdempotenceDistance
@@ -33,8 +33,9 @@ class AdaptationOutput(ModelOutput):
         initial_logits (`Tensor` of shape `(B, num_labels)`): of the model as it was given.
         idempotence (`Tensor` of shape `(B,)`): idempotence distance D(y1, y0) before adaptation.
         adapted (`Tensor` of shape `(B,)`, bool): whose answer comes from adapted weights (or averaged augmentations).
-        loss_history (`Tensor` of shape `(steps,)`, or `(steps, B)` for scope `"image"`): the objective before each
-            step; NaN for images that were not adapted.
+        loss_history (`Tensor` of shape `(steps,)`, or `(steps, B)` where each image adapts alone: scope `"image"`, and
+            with augmentations a single image in scope `"batch"`): the objective before each step, in at least single
+            precision; NaN for images that were not adapted. Of 0 steps where no image was.
     """
 
     # Always set; ModelOutput wants defaults.
@@ -50,7 +51,7 @@ class TestTimeAdapter:
 
     Args:
         model ([`IT3ForImageClassification`]): the model, on any device, in any floating point type.
-        config ([`AdaptationConfig`], *optional*): the settings; by default `model.config.adaptation`.
+        config ([`AdaptationConfig`] or `dict`, *optional*): the settings; by default `model.config.adaptation`.
         overrides: single fields that differ from `config`.
 
     Raises:
@@ -76,9 +77,10 @@ class TestTimeAdapter:
 
     __test__ = False  # not a test class, whatever its name makes pytest believe
 
-    def __init__(self, model: nn.Module, config: AdaptationConfig | None = None, **overrides: Any):
+    def __init__(self, model: nn.Module, config: AdaptationConfig | dict[str, Any] | None = None, **overrides: Any):
         self.model = idempotent_model(model)
-        self.config = (self.model.config.adaptation if config is None else config).replace(**overrides)
+        config = self.model.config.adaptation if config is None else config
+        self.config = resolve_adaptation(config, "config").replace(**overrides)
         self._lock = threading.RLock()
         self._build()
 
@@ -92,7 +94,11 @@ class TestTimeAdapter:
         self.shared = SharedAdaptation(self.shell, self.source_shell, config, self.distance, problem_type)
         self.images = ImageAdaptation(self.shell, config, self.distance, problem_type)
         self.stream = Stream(self.shared, config) if config.scope == "stream" else None
-        self.latest_counts = {"num_images": 0, "num_steps": 0}
+        self._forget_counts()
+
+    def _forget_counts(self) -> None:
+        # Of the latest batch's weights; `None` if they are gone.
+        self.latest_counts: dict[str, int] | None = {"num_images": 0, "num_steps": 0}
 
     @property
     def shift_test(self) -> ShiftTest:
@@ -106,13 +112,19 @@ class TestTimeAdapter:
             pixel_values (`Tensor` of shape `(B, C, H, W)`): images as the image processor returns them.
 
         Raises:
-            ValueError: if the batch is empty or not four-dimensional.
+            ValueError: if the batch is empty or not four-dimensional, or of a type that the model cannot take.
         """
         if not isinstance(pixel_values, Tensor) or pixel_values.ndim != 4:
             given = tuple(pixel_values.shape) if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
             raise ValueError(f"pixel_values must be a tensor of shape (B, C, H, W), got {given}")
         if len(pixel_values) == 0:
             raise ValueError("pixel_values is an empty batch: there is nothing to adapt to")
+        dtype, wanted = pixel_values.dtype, self.model.dtype
+        if not dtype.is_floating_point or (dtype == torch.float64 and wanted != dtype):
+            raise ValueError(
+                f"pixel_values are {dtype} but the model is {wanted}; pass them through the image processor, or with "
+                f".to({wanted}) if they have been"
+            )
         with self._lock, gradients_allowed():
             if self.shell.is_stale():
                 self._rebuild()
@@ -127,19 +139,19 @@ class TestTimeAdapter:
     def _adapt(self, pixel_values: Tensor) -> AdaptationOutput:
         if self.stream is None:
             self.shell.reset()
-            self.latest_counts = {"num_images": 0, "num_steps": 0}
+            self._forget_counts()
         one_by_one = self._adapts_one_by_one(len(pixel_values))
         if one_by_one and self.config.gate is None and self.images.can_look:
             first, logits, history = self.images.look_and_run(pixel_values)
             usable = self._usable(pixel_values, first)
-            output = self._unadapted(first, usable)
+            output = self._unadapted(first, usable, one_by_one)
             if usable.any():
                 self._take_over(output, usable, logits[usable], history[:, usable], one_by_one)
             return output
         first = self._look(pixel_values, one_by_one)
         usable = self._usable(pixel_values, first)
         chosen = self._who_adapts(first.distances, usable, one_by_one)
-        output = self._unadapted(first, chosen)
+        output = self._unadapted(first, chosen, one_by_one)
         if chosen.any():
             self._answer(output, pixel_values, first, chosen, one_by_one)
         return output
@@ -157,14 +169,14 @@ class TestTimeAdapter:
         return usable
 
     @staticmethod
-    def _unadapted(first: Passes, chosen: Tensor) -> AdaptationOutput:
+    def _unadapted(first: Passes, chosen: Tensor, one_by_one: bool) -> AdaptationOutput:
         logits = first.logits.detach()
         return AdaptationOutput(
             logits=logits.clone(),
             initial_logits=logits,
             idempotence=first.distances.detach(),
             adapted=torch.zeros_like(chosen),
-            loss_history=logits.new_zeros(0),
+            loss_history=first.distances.new_zeros((0, len(chosen)) if one_by_one else 0),
         )
 
     def _look(self, pixel_values: Tensor, one_by_one: bool) -> Passes:
@@ -228,22 +240,34 @@ class TestTimeAdapter:
         if logits is None:
             return
         good = logits.isfinite().all(-1)
-        if not good.all():
-            logger.warning(
-                f"adaptation gave values that are not finite for {(~good).sum().item()} of {len(good)} images; they "
-                "got their unadapted answer"
-            )
-            if not one_by_one:
-                self.reset()
         positions = chosen.nonzero().squeeze(1)[good]
         output.logits[positions] = logits[good].to(output.logits.dtype)
         output.adapted[positions] = True
-        self.latest_counts = {"num_images": int(good.sum()), "num_steps": len(history)}
+        if one_by_one:
+            self.latest_counts = None if len(history) else self.latest_counts
+        elif good.all():
+            self.latest_counts = {"num_images": len(good), "num_steps": len(history)}
+        if not good.all():
+            self._recover(good, one_by_one)
+
+    def _recover(self, good: Tensor, one_by_one: bool) -> None:
+        """Drops weights whose answers are not finite for all images, those that are `good`, and says so."""
+        consequence = "they got their unadapted answer"
+        if self.stream is not None:
+            consequence += ", and the stream starts again from the source weights"
+            self.stream.start_again()
+        elif not one_by_one:
+            self.shell.reset()
+        logger.warning(
+            f"adaptation gave values that are not finite for {(~good).sum().item()} of {len(good)} images; "
+            f"{consequence}"
+        )
 
     def reset(self) -> None:
         """Returns to the model's weights: a stream starts again, optimizer, anchor and counters included."""
         with self._lock, gradients_allowed():
             self.shell.reset()
+            self._forget_counts()
             if self.stream is not None:
                 self.stream.reset()
 
@@ -253,7 +277,8 @@ class TestTimeAdapter:
         Its `config.base_model` records where it came from; it can be saved, pushed and loaded as any other.
 
         Raises:
-            ValueError: for scope `"image"`, where every image had weights of its own.
+            ValueError: where every image had weights of its own, which are gone: for scope `"image"`, and after a
+                single image that adapted to its augmentations.
         """
         if self.config.scope == "image":
             raise ValueError(
@@ -262,16 +287,21 @@ class TestTimeAdapter:
         with self._lock, torch.inference_mode(False), torch.no_grad():
             if self.shell.is_stale():
                 self._rebuild()
+            counts = self.latest_counts if self.stream is None else self.stream.counts
+            if counts is None:
+                raise ValueError(
+                    "a single image adapted to its augmentations, which leaves no adapted weights behind; call with "
+                    "more images, or set augmentations=0"
+                )
             adapted = copy.deepcopy(self.model)
             parameters = dict(adapted.named_parameters())
             for name, value in zip(self.shell.names, self.shell.parameters, strict=True):
                 parameters[name].copy_(value)
-            adapted.config.base_model = self._provenance()
+            adapted.config.base_model = self._provenance(counts)
         return adapted
 
-    def _provenance(self) -> dict[str, Any]:
+    def _provenance(self, counts: dict[str, int]) -> dict[str, Any]:
         config = self.config
-        counts = self.stream.counts if self.stream is not None else self.latest_counts
         return {
             "name_or_path": self.model.config.name_or_path or None,
             "revision": getattr(self.model.config, "_commit_hash", None),
@@ -298,6 +328,8 @@ class TestTimeAdapter:
             ValueError: for other scopes, and for a state of another model or other settings.
         """
         with self._lock, gradients_allowed():
+            if self.shell.is_stale():
+                self._rebuild()
             self._running_stream("load_state_dict").load_state_dict(state)
 
     def _running_stream(self, method: str) -> Stream:

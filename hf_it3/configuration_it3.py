@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import math
+import numbers
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -10,7 +12,13 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .adaptation_config_it3 import DISTANCES, AdaptationConfig, check_known_fields, describe_callable
+from .adaptation_config_it3 import (
+    DISTANCES,
+    AdaptationConfig,
+    check_known_fields,
+    describe_callable,
+    resolve_adaptation,
+)
 from .configuration_cnn_it3 import IT3CNNConfig
 
 
@@ -117,7 +125,7 @@ class IT3Config(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         check_known_fields("IT3Config", kwargs, _known_keys())
         self.backbone_config = _resolve_backbone_config(self.backbone_config)
-        self.adaptation = _resolve_adaptation(self.adaptation)
+        self.adaptation = resolve_adaptation(self.adaptation, "IT3Config.adaptation")
         self._inherit_labels(kwargs)
         super().__post_init__(**kwargs)
         # Where a repository carries code, these refer to it, and everybody who loads the model would have to trust it,
@@ -174,6 +182,10 @@ class IT3Config(PreTrainedConfig):
         reference = self.reference_distance
         if reference is not None and not {"mean", "std"} <= set(reference):
             raise self._error("reference_distance", "must have the keys 'mean' and 'std'")
+        if reference is not None and not (_is_finite(reference["mean"]) and _is_finite(reference["std"], low=0)):
+            raise self._error("reference_distance", "must be None or have a finite 'mean' and a finite 'std' >= 0")
+        if self.num_labels < 1:
+            raise self._error("num_labels", "must be at least 1")
 
     def _error(self, name: str, requirement: str) -> ValueError:
         return ValueError(f"IT3Config.{name} {requirement}, got {getattr(self, name)!r}")
@@ -183,7 +195,8 @@ class IT3Config(PreTrainedConfig):
         """As every configuration; a dict `adaptation=` among `kwargs` changes single settings of the saved ones."""
         adaptation = kwargs.pop("adaptation", None)
         if isinstance(adaptation, dict):
-            adaptation = _resolve_adaptation(config_dict.get("adaptation")).replace(**adaptation)
+            saved = resolve_adaptation(config_dict.get("adaptation"), "IT3Config.adaptation")
+            adaptation = saved.replace(**adaptation)
         if adaptation is not None:
             config_dict = {**config_dict, "adaptation": adaptation}
         return super().from_dict(config_dict, **kwargs)
@@ -217,6 +230,11 @@ class IT3Config(PreTrainedConfig):
         return value
 
 
+def _is_finite(value: Any, low: float = -math.inf) -> bool:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value >= low
+
+
 def _known_keys() -> set[str]:
     return _INHERITED_KEYS | {field.name for field in dataclasses.fields(IT3Config)}
 
@@ -238,13 +256,3 @@ def _resolve_backbone_config(value: Any) -> PreTrainedConfig:
             "for example {'model_type': 'resnet'}"
         )
     return CONFIG_MAPPING[model_type].from_dict(values)
-
-
-def _resolve_adaptation(value: Any) -> AdaptationConfig:
-    if value is None:
-        return AdaptationConfig()
-    if isinstance(value, AdaptationConfig):
-        return value.replace()
-    if isinstance(value, dict):
-        return AdaptationConfig.from_dict(value)
-    raise ValueError(f"IT3Config.adaptation must be an AdaptationConfig or a dict, got {value!r}")

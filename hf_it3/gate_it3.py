@@ -67,6 +67,6 @@ class ShiftTest:
 def idempotence_distances(model: IdempotentModel, pixel_values: Tensor) -> Tensor:
     """D(y1, y0) of each image, shape `(B,)`, for images `(B, C, H, W)` and a model in eval mode."""
     problem_type = model.config.problem_type
-    y0 = predict(model(pixel_values).logits, problem_type)
-    y1 = predict(model(pixel_values, label_signal=y0).logits, problem_type)
+    y0 = predict(model(pixel_values, return_dict=True).logits, problem_type)
+    y1 = predict(model(pixel_values, label_signal=y0, return_dict=True).logits, problem_type)
     return IdempotenceDistance(model.config.distance, problem_type)(y1, y0)

@@ -108,7 +108,7 @@ class ImageAdaptation:
         config = self.config
         views = augment(images, config.augmentations) if config.augmentations else images[:, None]
         if self.num_steps == 0 and config.norm_statistics == "source":
-            return self._average(views), images.new_zeros((0, len(images)))
+            return self._average(views), _new_history(0, views)
         is_looked_at = not config.augmentations and config.norm_statistics == "source"
         y1 = first.y1[:, None] if is_looked_at and config.effective_anchor == "frozen" else None
         return self._run_vectorized(views, y1)[:2] if self.vectorize else self._run_loop(views, y1)
@@ -166,7 +166,7 @@ class ImageAdaptation:
         with torch.no_grad():
             parameters, axis = (copies.named(), 0) if self.num_steps else (source, None)
             logits = vmap(self._forward, in_dims=(axis, 0), randomness="same")(parameters, views)
-        history = torch.stack(losses) if losses else views.new_zeros((0, len(views)))
+        history = torch.stack(losses) if losses else _new_history(0, views)
         return self._mean_over_views(logits), history, looks
 
     def _copies_for(self, count: int) -> "WeightCopies":
@@ -182,7 +182,7 @@ class ImageAdaptation:
         source = {name: value.detach().clone() for name, value in zip(shell.names, shell.parameters, strict=True)}
         parameters = dict(zip(shell.names, shell.parameters, strict=True))
         logits = []
-        history = views.new_zeros((self.num_steps, len(views)))
+        history = _new_history(self.num_steps, views)
         for index, image_views in enumerate(views):
             shell.reset()
             anchor = {name: value.clone() for name, value in source.items()}
@@ -205,6 +205,11 @@ class ImageAdaptation:
                 logits.append(self._forward({}, image_views))
         shell.reset()
         return self._mean_over_views(torch.stack(logits)), history
+
+
+def _new_history(num_steps: int, views: Tensor) -> Tensor:
+    """An empty loss history `(steps, B)`, as losses in at least single precision."""
+    return views.new_zeros((num_steps, len(views)), dtype=torch.promote_types(views.dtype, torch.float32))
 
 
 class WeightCopies:

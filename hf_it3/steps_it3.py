@@ -1,6 +1,7 @@
 """Optimizer steps on the objective, for images that share adapted weights."""
 
 import contextlib
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,6 +127,27 @@ class SharedAdaptation:
         if self.anchor_shell is not None:
             self.anchor_shell.reset()
         return self.continue_from(pixel_values, first, self.fresh_optimizer())
+
+    def restored_optimizer(self, state: dict[str, Any]) -> torch.optim.Optimizer:
+        """An optimizer that goes on from a saved state; the one in use stays as it is.
+
+        Raises:
+            ValueError: if the state is not one of an optimizer of these parameters.
+        """
+        optimizer = make_optimizer(self.config, self.shell.masters)
+        problem = "the saved state of the optimizer does not fit the parameters"
+        try:
+            # Copied, because the optimizer goes on to change in place what it is given.
+            optimizer.load_state_dict(copy.deepcopy(state))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{problem}: {error}") from error
+        if not callable(self.config.optimizer):
+            for parameter, entries in optimizer.state.items():
+                shapes = {tuple(entry.shape) for entry in entries.values() if isinstance(entry, Tensor)}
+                if not shapes <= {(), tuple(parameter.shape)}:
+                    raise ValueError(f"{problem}: it has shapes {shapes} for one of shape {tuple(parameter.shape)}")
+        self._optimizer = optimizer
+        return optimizer
 
     def fresh_optimizer(self) -> torch.optim.Optimizer:
         """An optimizer without history; named ones are built once and emptied."""

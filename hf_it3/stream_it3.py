@@ -23,7 +23,9 @@ _RUNAWAY_DEVIATIONS = 6.0
 _RUNNING_DECAY = 0.95
 _MIN_LOSSES = 10
 _MIN_IMAGES = 32
-_STATE = {"settings", "source", "parameters", "anchor", "optimizer", "guard", "distances"}
+_COUNTERS = ("num_images", "num_steps", "num_resets")
+_STATE = {"settings", "source", "parameters", "anchor", "optimizer", "guard", "distances", *_COUNTERS}
+_GUARD_STATE = {"predicted", "mean", "square", "count"}
 
 
 class CollapseGuard:
@@ -104,6 +106,12 @@ class Stream:
         self.num_steps = 0
         self.num_resets = 0
 
+    def start_again(self) -> None:
+        """Resets a stream that went wrong, and counts it."""
+        resets = self.num_resets + 1
+        self.reset()
+        self.num_resets = resets
+
     @property
     def counts(self) -> dict[str, int]:
         """Images adapted to and steps taken since the last reset."""
@@ -125,9 +133,7 @@ class Stream:
             reason = self.guard.verdict(predict(logits, problem_type), first.y0.detach(), loss)
             if reason is not None:
                 logger.warning(f"The stream collapsed: {reason}. It starts again from the source weights.")
-                resets = self.num_resets + 1
-                self.reset()
-                self.num_resets = resets
+                self.start_again()
                 return None, history
         return logits, history
 
@@ -149,29 +155,47 @@ class Stream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned, after checking that it fits; nothing changes if it does not."""
+        self._check(state)
+        guard = CollapseGuard(self.config.gate_window)
+        guard.load_state_dict(state["guard"])
+        self.optimizer = self.shared.restored_optimizer(state["optimizer"])
+        self.guard = guard
         shell, anchor = self.shared.shell, self.shared.anchor_shell
-        if missing := _STATE - set(state):
-            raise ValueError(f"this is not the state of a stream: it lacks {', '.join(sorted(missing))}")
-        for name in ("optimizer", "learning_rate", "parameters", "anchor"):
-            ours, theirs = self.config.to_dict()[name], state["settings"].get(name)
-            if ours != theirs:
-                raise ValueError(f"the stream was saved with {name}={theirs!r}, this adapter has {name}={ours!r}")
-        shapes = {name: tuple(value.shape) for name, value in state["parameters"].items()}
-        expected = {name: tuple(value.shape) for name, value in zip(shell.names, shell.masters, strict=True)}
-        if shapes != expected:
-            raise ValueError("the stream was saved with other parameters than this model's; load the same base model")
-        if not math.isclose(state["source"], _checksum(shell.source), rel_tol=1e-9):
-            raise ValueError("the stream was saved with other base weights than this model's; load its base model")
         shell.load([state["parameters"][name] for name in shell.names])
         if anchor is not None:
             anchor.load([state["anchor"][name] for name in anchor.names])
-        self.optimizer = self.shared.fresh_optimizer()
-        # Copied, because the optimizer goes on to change in place what it is given.
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.guard.load_state_dict(state["guard"])
         self.distances = deque(state["distances"], maxlen=self.config.gate_window)
-        self.num_images, self.num_steps = state["num_images"], state["num_steps"]
-        self.num_resets = state["num_resets"]
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+
+    def _check(self, state: dict[str, Any]) -> None:
+        """Raises a ValueError if a state is not complete, or not of a stream with this model and these settings."""
+        if not isinstance(state, dict):
+            raise ValueError(f"the state of a stream is a dict, got {type(state).__name__}")
+        missing = _STATE - set(state)
+        missing |= {f"guard.{key}" for key in _GUARD_STATE - set(state.get("guard", _GUARD_STATE))}
+        if missing:
+            raise ValueError(f"this is not the state of a stream: it lacks {', '.join(sorted(missing))}")
+        ours, theirs = self.config.to_dict(), state["settings"]
+        for name in ("optimizer", "learning_rate", "parameters", "anchor"):
+            saved = theirs.get(name)
+            # Without an anchor in the settings there is one nevertheless.
+            fits = self._anchor_of(saved) == self.config.effective_anchor if name == "anchor" else saved == ours[name]
+            if not fits:
+                raise ValueError(f"the stream was saved with {name}={saved!r}, this adapter has {name}={ours[name]!r}")
+        shell, anchor = self.shared.shell, self.shared.anchor_shell
+        expected = _shapes(dict(zip(shell.names, shell.masters, strict=True)))
+        if _shapes(state["parameters"]) != expected or (anchor is not None and _shapes(state["anchor"]) != expected):
+            raise ValueError("the stream was saved with other parameters than this model's; load the same base model")
+        if not math.isclose(state["source"], _checksum(shell.source), rel_tol=1e-9):
+            raise ValueError("the stream was saved with other base weights than this model's; load its base model")
+
+    def _anchor_of(self, anchor: str | None) -> str:
+        return self.config.replace(anchor=anchor).effective_anchor
+
+
+def _shapes(values: dict[str, Tensor] | None) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in (values or {}).items()}
 
 
 def _copies(names: list[str], values: list[Tensor]) -> dict[str, Tensor]:

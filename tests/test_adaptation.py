@@ -379,6 +379,44 @@ class TestOutput:
         with pytest.raises(ValueError, match="empty batch"):
             TestTimeAdapter(model)(torch.rand(0, 1, 16, 16))
 
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.float64])
+    @pytest.mark.parametrize("scope", ["batch", "image", "stream"])
+    def test_pixels_of_a_type_that_the_model_cannot_take_are_refused(self, model, dtype, scope):
+        message = f"pixel_values are {dtype} but the model is torch.float32; pass them through the image processor"
+        with pytest.raises(ValueError, match=message):
+            TestTimeAdapter(model, scope=scope)(torch.ones(2, 1, 16, 16, dtype=dtype))
+
+    def test_settings_may_be_a_dict(self, model, shifted_images):
+        adapter = TestTimeAdapter(model, {"num_steps": 1}, gate=None)
+        assert adapter.config == AdaptationConfig(num_steps=1, gate=None)
+        assert len(adapter(shifted_images).loss_history) == 1
+        with pytest.raises(ValueError, match="config must be an AdaptationConfig or a dict, got 'tent'"):
+            TestTimeAdapter(model, "tent")
+
+    @pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", "float32"), ("float64", "float64")])
+    @pytest.mark.parametrize("gate", [None, 1e6])
+    @pytest.mark.parametrize(
+        ("settings", "alone"),
+        [
+            ({"scope": "batch"}, False),
+            ({"scope": "stream"}, False),
+            ({"scope": "image", "augmentations": 0, "vectorize": True}, True),
+            ({"scope": "image", "augmentations": 0, "vectorize": False}, True),
+            ({"scope": "image", "augmentation_steps": 0}, True),
+            ({"scope": "image", "augmentations": 0, "num_steps": 0, "norm_statistics": "batch"}, True),
+        ],
+        ids=str,
+    )
+    def test_losses_have_the_same_shape_and_type_however_images_adapt(
+        self, model, shifted_images, dtype, expected, gate, settings, alone
+    ):
+        dtype = getattr(torch, dtype)
+        adapter = TestTimeAdapter(model.to(dtype), **{"num_steps": 2, "gate": gate, **settings})
+        history = adapter(shifted_images[:3].to(dtype)).loss_history
+        steps = 0 if gate is not None or 0 in (adapter.config.num_steps, settings.get("augmentation_steps")) else 2
+        assert history.shape == ((steps, 3) if alone else (steps,))
+        assert history.dtype == getattr(torch, expected)
+
     def test_images_of_the_wrong_size_are_refused_by_the_model(self, model):
         with pytest.raises(
             ValueError, match=r"pixel_values must have shape \(batch, 1, 16, 16\), got \(2, 3, 16, 16\)"
@@ -417,10 +455,38 @@ class TestAdaptedModel:
         adapter(shifted_images * 2)
         assert torch.equal(adapted(shifted_images).logits, before)
 
+    @pytest.mark.parametrize("gate", [None, -1e6])
+    def test_a_single_image_that_adapted_alone_leaves_none_behind(self, model, shifted_images, gate):
+        adapter = TestTimeAdapter(model, gate=gate, augmentation_steps=3)
+        adapter(shifted_images[:1])
+        with pytest.raises(ValueError, match="a single image adapted to its augmentations, which leaves no adapted"):
+            adapter.adapted_model()
+        adapter(shifted_images)
+        assert adapter.adapted_model().config.base_model["num_steps"] == 5
+        adapter(shifted_images[:1])
+        adapter.reset()
+        assert adapter.adapted_model().config.base_model["num_steps"] == 0
+
+    @pytest.mark.parametrize("settings", [{"augmentation_steps": 3, "gate": 1e6}, {"augmentation_steps": 0}])
+    def test_without_a_step_it_is_the_model_itself_and_counts_none(self, model, shifted_images, settings):
+        adapter = TestTimeAdapter(model, **settings)
+        adapter(shifted_images[:1])
+        adapted = adapter.adapted_model()
+        assert (adapted.config.base_model["num_images"], adapted.config.base_model["num_steps"]) == (0, 0)
+        assert torch.equal(adapted(shifted_images).logits, model(shifted_images).logits)
+
+    def test_steps_that_were_dropped_do_not_count(self, model, shifted_images):
+        adapter = TestTimeAdapter(model, gate=None, learning_rate=1e38, optimizer="sgd", num_steps=2)
+        adapter(shifted_images)
+        adapted = adapter.adapted_model()
+        assert (adapted.config.base_model["num_images"], adapted.config.base_model["num_steps"]) == (0, 0)
+        assert torch.equal(adapted(shifted_images).logits, model(shifted_images).logits)
+
     def test_after_reset_it_is_the_model_itself(self, model, shifted_images):
         adapter = TestTimeAdapter(model)
         adapter(shifted_images)
         adapter.reset()
+        assert adapter.adapted_model().config.base_model["num_steps"] == 0
         assert torch.equal(adapter.adapted_model()(shifted_images).logits, model(shifted_images).logits)
 
     def test_image_scope_leaves_none_behind(self, model):

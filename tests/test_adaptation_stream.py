@@ -86,6 +86,7 @@ class TestState:
             ({"learning_rate": 0.5}, "saved with learning_rate=0.0003, this adapter has learning_rate=0.5"),
             ({"parameters": "bias"}, "saved with parameters='all'"),
             ({"anchor": "frozen"}, "saved with anchor=None"),
+            ({"anchor": "self"}, "saved with anchor=None"),
         ],
     )
     def test_a_state_of_other_settings_is_refused(self, model, shifted_images, settings, reason):
@@ -109,6 +110,50 @@ class TestState:
     def test_what_is_no_state_is_refused(self, model):
         with pytest.raises(ValueError, match="not the state of a stream: it lacks .*optimizer, parameters"):
             stream_of(model).load_state_dict({"anchor": None})
+
+        with pytest.raises(ValueError, match="the state of a stream is a dict, got NoneType"):
+            stream_of(model).load_state_dict(None)
+
+    @pytest.mark.parametrize(
+        ("spoil", "reason"),
+        [
+            (lambda state: state.pop("num_images"), "it lacks num_images$"),
+            (lambda state: state.update(guard={}), "it lacks guard.count, guard.mean, guard.predicted, guard.square$"),
+            (lambda state: state.update(anchor=None), "other parameters than this model's"),
+            (lambda state: state.update(optimizer={}), "state of the optimizer does not fit the parameters"),
+            (
+                lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
+                "state of the optimizer does not fit the parameters: it has shapes",
+            ),
+        ],
+    )
+    def test_a_state_that_is_not_whole_is_refused_and_changes_nothing(self, model, shifted_images, spoil, reason):
+        adapter, other = stream_of(model), stream_of(model)
+        adapter(shifted_images)
+        other(shifted_images * 2)
+        state = adapter.state_dict()
+        spoil(state)
+        before = other.state_dict()
+        with pytest.raises(ValueError, match=reason):
+            other.load_state_dict(state)
+        _assert_same(other.state_dict(), before)
+
+    @pytest.mark.parametrize(("ours", "theirs"), [(None, "ema"), ("ema", None)])
+    def test_the_default_anchor_may_be_named(self, model, shifted_images, ours, theirs):
+        adapter, other = stream_of(model, anchor=ours), stream_of(model, anchor=theirs)
+        adapter(shifted_images)
+        other.load_state_dict(adapter.state_dict())
+        assert torch.equal(other(shifted_images).logits, adapter(shifted_images).logits)
+
+    def test_it_can_be_restored_after_the_weights_were_converted(self, model, shifted_images):
+        adapter = stream_of(model)
+        adapter(shifted_images)
+        state = adapter.state_dict()
+        model.double()
+        for restored in (adapter, stream_of(model)):
+            restored.load_state_dict(state)
+            restored(shifted_images.double())
+            assert restored.state_dict()["num_steps"] == 4
 
     @pytest.mark.parametrize("scope", ["batch", "image"])
     def test_other_scopes_have_none(self, model, scope):
@@ -212,6 +257,19 @@ class TestCollapse:
             assert guard.verdict(predictions, predictions, loss) is None
         assert guard.verdict(predictions, predictions, 1.2) is None
         assert "loss rose to 9" in guard.verdict(predictions, predictions, 9.0)
+
+    @pytest.mark.parametrize("collapse_guard", [True, False])
+    def test_steps_that_are_too_large_are_a_reset_that_is_told_and_counted(
+        self, model, shifted_images, caplog, collapse_guard
+    ):
+        adapter = stream_of(model, learning_rate=1e30, collapse_guard=collapse_guard)
+        for count in (1, 2):
+            caplog.clear()
+            output = adapter(shifted_images)
+            assert torch.equal(output.logits, output.initial_logits)
+            assert "unadapted answer, and the stream starts again from the source weights" in caplog.text
+            state = adapter.state_dict()
+            assert (state["num_images"], state["num_steps"], state["num_resets"]) == (0, 0, count)
 
     def test_an_optimizer_that_breaks_the_weights_costs_nobody_their_answer(self, model, images, caplog):
         class Break(torch.optim.SGD):

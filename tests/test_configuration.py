@@ -3,6 +3,7 @@
 import inspect
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, ConvNextConfig, ResNetConfig
@@ -60,6 +61,15 @@ def test_an_invalid_adaptation_setting_is_named_with_its_value(field, value):
     assert "\n" not in str(error.value)
 
 
+def test_numbers_of_numpy_are_numbers():
+    config = AdaptationConfig(num_steps=np.int64(3), learning_rate=np.float32(0.5), gate=np.int32(2), batch_size=7)
+    assert config == AdaptationConfig(num_steps=3, learning_rate=0.5, gate=2, batch_size=7)
+    assert json.loads(json.dumps(config.to_dict()))["learning_rate"] == 0.5
+    for field, value in (("num_steps", np.float64(3)), ("gate", np.float32("nan")), ("num_steps", np.bool_(True))):
+        with pytest.raises(ValueError, match=f"AdaptationConfig.{field} must be"):
+            AdaptationConfig(**{field: value})
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -73,6 +83,11 @@ def test_an_invalid_adaptation_setting_is_named_with_its_value(field, value):
         ("injection_channels", 0),
         ("injection_channels", 2.5),
         ("reference_distance", {"mean": 0.0}),
+        ("reference_distance", {"mean": None, "std": 0.1}),
+        ("reference_distance", {"mean": float("nan"), "std": 0.1}),
+        ("reference_distance", {"mean": 0.0, "std": "a"}),
+        ("reference_distance", {"mean": 0.0, "std": -0.1}),
+        ("num_labels", 0),
         ("adaptation", 5),
         ("backbone_config", "resnet"),
     ],

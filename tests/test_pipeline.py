@@ -19,6 +19,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from untouched import untouched
 
 from hf_it3 import IT3Pipeline, TestTimeAdapter
+from hf_it3.gate_it3 import idempotence_distances
 
 
 TASK = "it3-image-classification"
@@ -255,6 +256,14 @@ class TestSettings:
         batch_norm_model.double().eval()
         batch_norm_model.float()
         assert classifier(pictures, adapt=False) == changed
+
+    def test_a_configuration_that_asks_for_tuples_changes_no_answer(self, classifier, pictures, pixels):
+        settings = [{"adapt": False}, {"gate": None}]
+        expected = [classifier(pictures, **setting) for setting in settings]
+        distances = idempotence_distances(classifier.model, pixels)
+        classifier.model.config.return_dict = False
+        assert [classifier(pictures, **setting) for setting in settings] == expected
+        assert torch.equal(idempotence_distances(classifier.model, pixels), distances)
 
     def test_classes_of_the_same_name_keep_their_own_unadapted_scores(self, classifier, pictures, pixels):
         classifier.model.config.id2label = {index: "crane" if index < 3 else str(index) for index in range(10)}
