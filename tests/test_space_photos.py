@@ -1,6 +1,7 @@
 """The app with a model of photographs that has classes of its own."""
 
 import os
+import socket
 
 import datasets
 import numpy as np
@@ -151,6 +152,33 @@ def test_test_images_that_cannot_be_read_are_an_error_of_one_line(capsys, direct
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("hf-it3 app: error: ")
     assert message in error
+
+
+@pytest.mark.parametrize("port", ["99999999", "taken"])
+def test_a_port_that_cannot_be_used_is_an_error_of_one_line(capsys, directory, port):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = str(listening.getsockname()[1]) if port == "taken" else port
+        assert main(["app", directory, "--port", port]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("hf-it3 app: error: ")
+    assert port in error
+
+
+def test_no_steps_are_not_taken_for_a_closed_gate(served, photographs):
+    served.model.config.reference_distance = {"mean": -2.0, "std": 0.01}
+    pixels = served.read([Image.open(photographs[0]), Image.open(photographs[1])])
+    shown = render_result(classify(served.classifier(), pixels, num_steps=0, augmentations=0, gate=3.0), [])
+    assert "Not adapted: no steps were asked for" in shown
+    served.model.config.reference_distance = {"mean": 2.0, "std": 0.01}
+    shown = render_result(classify(served.classifier(), pixels, gate=3.0), [])
+    assert "Not adapted: the distance lies below the gate" in shown
+
+
+@pytest.mark.parametrize("rate", [None, -1, 5])
+def test_a_learning_rate_out_of_range_is_named(served, photographs, rate):
+    inputs = ("upload", 0, 1, None, photographs[:1], "none", 3)
+    _, shown = Page(served).adapt(None, *inputs, "batch", 1, rate, 0, 0, True)
+    assert "The learning rate must be a number from 0 to 1." in shown
 
 
 def test_labels_that_the_model_does_not_have_are_named(digits, tmp_path):

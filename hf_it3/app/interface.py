@@ -26,6 +26,10 @@ _CANVAS = 280
 _VISITOR_SECONDS = 3600
 # System fonts: a page that fetches fonts from elsewhere tells somebody who visits it.
 _FONTS = ("system-ui", "sans-serif")
+_STEPS_INFO = "For images that adapt together, and for an image alone without augmentations"
+_ALONE = (
+    "An image alone is averaged over its augmentations. To see weights adapt, bring several, or set steps on them."
+)
 _INTRODUCTION = """# Idempotent test-time training
 {} an image, spoil it, and see a model adapt itself to it without being told the answer.
 """
@@ -85,6 +89,8 @@ class Page:
         if model is None or not self.served.finished.is_set() or self.served.error:
             return classifier, render_alert("The model is not ready yet; wait a moment and try again.")
         classifier = classifier or self.served.classifier()
+        if not isinstance(learning_rate, (int, float)) or not 0 <= learning_rate <= 1:
+            return classifier, render_alert("The learning rate must be a number from 0 to 1.")
         settings: dict[str, Any] = {
             "scope": scope,
             "num_steps": num_steps,
@@ -189,6 +195,7 @@ def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
                 format="png",
                 elem_id="drawing",
             )
+            gr.Markdown(_ALONE)
         with gr.Tab("Upload", id="upload") as upload_tab:
             files = gr.File(
                 file_count="multiple",
@@ -197,6 +204,7 @@ def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
                 height=180,
                 elem_id="upload",
             )
+            gr.Markdown(_ALONE)
     for tab, name in ((sample_tab, "sample"), (draw_tab, "draw"), (upload_tab, "upload")):
         tab.select(lambda name=name: name, outputs=source, api_visibility="private", show_progress="hidden")
     gallery.select(_picked, outputs=picked, api_visibility="private", show_progress="hidden")
@@ -240,8 +248,8 @@ def _settings(page: Page) -> list[Any]:
     own_augmentation_steps = own.num_steps if own.augmentation_steps is None else own.augmentation_steps
     with gr.Accordion("Settings of the adaptation", open=False, elem_id="settings"):
         scope = gr.Radio(list(SCOPES), value=own.scope, label="Scope", info="Who shares adapted weights")
-        num_steps = gr.Slider(0, max(30, own.num_steps), own.num_steps, step=1, label="Steps")
-        learning_rate = gr.Number(own.learning_rate, label="Learning rate", minimum=0, maximum=1, step=1e-4)
+        num_steps = gr.Slider(0, max(30, own.num_steps), own.num_steps, step=1, label="Steps", info=_STEPS_INFO)
+        learning_rate = gr.Number(own.learning_rate, label="Learning rate", info="From 0 to 1", step=1e-4)
         augmentations = gr.Slider(
             0,
             max(32, own.augmentations),
@@ -256,7 +264,7 @@ def _settings(page: Page) -> list[Any]:
             own_augmentation_steps,
             step=1,
             label="Steps on augmentations",
-            info="0 only averages",
+            info="0 only averages, and leaves the weights as they are",
         )
         gated = gr.Checkbox(own.gate is not None, label="Adapt only where the distance exceeds the gate")
         forget = gr.Button("Forget what the stream has learned", size="sm", visible=own.scope == "stream")

@@ -161,7 +161,8 @@ def _headline(result: Result) -> str:
     adapted = sum(answer.adapted for answer in answers)
     images = "The image was" if count == 1 else f"{adapted} of {count} images were"
     if not adapted:
-        reason = "the distance lies below the gate: no shift" if result.gate is not None else "no steps were asked for"
+        below = result.gate is not None and result.looked_at < result.gate
+        reason = "the distance lies below the gate: no shift" if below else "no steps were asked for"
         return f"Not adapted: {reason}"
     how = "adapted to" if result.losses or not result.alone else "averaged over augmentations"
     if answers[0].truth is None:

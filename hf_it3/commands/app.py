@@ -1,6 +1,10 @@
 """Starts an app in which a model adapts itself to images that one picks, draws or uploads, in the browser."""
 
 import argparse
+import socket
+
+
+_HOST = "127.0.0.1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +31,25 @@ def run(arguments: argparse.Namespace) -> None:
     """Serves the app on this machine until it is interrupted."""
     from ..app import launch
 
+    if arguments.port is not None:
+        _check_port(arguments.port)
     launch(
         arguments.model,
         dataset=arguments.dataset,
         split=arguments.split,
         streaming=arguments.streaming,
         cache_dir=arguments.cache_dir,
-        server_name="127.0.0.1",
+        server_name=_HOST,
         server_port=arguments.port,
         inbrowser=arguments.open,
     )
+
+
+def _check_port(port: int) -> None:
+    """Before a model is loaded for a page that nobody can open."""
+    if not 1 <= port <= 65535:
+        raise ValueError(f"--port must be a number from 1 to 65535, got {port}")
+    try:
+        socket.create_server((_HOST, port)).close()
+    except OSError as error:
+        raise ValueError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from error
