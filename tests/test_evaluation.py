@@ -323,10 +323,11 @@ def test_rows_without_names_are_refused(evaluate, train_rows):
         evaluate(dataset=[tuple(row.values()) for row in train_rows[:4]])
 
 
-def test_labels_may_be_of_any_integer_type(evaluate, train_rows):
-    rows = train_rows[:32]
-    small = [{**row, "label": torch.tensor(row["label"], dtype=torch.uint8)} for row in rows]
-    assert evaluate(dataset=small).accuracy(NOISE, "batch") == evaluate(dataset=rows).accuracy(NOISE, "batch")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
+def test_labels_may_be_of_any_type_that_counts(evaluate, train_rows, dtype):
+    rows = [{**row, "label": row["label"] % 2} for row in train_rows[:32]]
+    typed = [{**row, "label": torch.tensor(row["label"], dtype=dtype)} for row in rows]
+    assert evaluate(dataset=typed).accuracy(NOISE, "batch") == evaluate(dataset=rows).accuracy(NOISE, "batch")
 
 
 def test_corruptions_that_calibration_has_seen_can_be_left_out(evaluate, model):

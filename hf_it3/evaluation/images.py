@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -207,7 +208,7 @@ class ImageSource:
     ) -> Iterator[ImageBatch]:
         if order == "class-sorted":
             raise ValueError("order='class-sorted' needs a data set of known length; this one is streamed")
-        rows = enumerate(self.dataset if self.num_samples is None else _take(self.dataset, self.num_samples))
+        rows = enumerate(islice(self.dataset, self.num_samples))
         chunk: list[tuple[int, Any]] = []
         number = -1
         for number, chunk in enumerate(_chunks(_shuffled(rows, seed), batch_size)):
@@ -267,15 +268,6 @@ def _label_map(dataset: Any, label_column: str, config: IT3Config) -> list[int] 
     if not names or list(names) == ours or not set(names) <= set(ours):
         return None
     return [ours.index(name) for name in names]
-
-
-def _take(rows: Iterable[Any], count: int) -> Iterator[Any]:
-    for number, row in enumerate(rows):
-        if number == count:
-            return
-        yield row
-        if number + 1 == count:
-            return
 
 
 def _shuffled(rows: Iterable[Any], seed: int) -> Iterator[Any]:
