@@ -97,6 +97,8 @@ def main() -> None:
     # "spawn", because a forked process inherits torch's threads in whatever state they are.
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         parts = pool.starmap(classify_share, [(rank, options) for rank in range(options.processes)])
+        pool.close()
+        pool.join()
     seconds = time.perf_counter() - start
     with options.output.open("w", encoding="utf-8") as lines:
         for path, _ in parts:

@@ -70,7 +70,8 @@ def save_adapted(model: IdempotentModel, directory: Any, **kwargs: Any) -> Path:
 def _open(names: Sequence[str], split: str) -> tuple[str, Iterable[dict[str, Any]]]:
     """What the images are, in words without local paths, and the images as rows."""
     paths = [Path(name) for name in names]
-    if not all(path.exists() for path in paths) or (paths[0].is_dir() and (paths[0] / "dataset_dict.json").is_file()):
+    is_dataset = len(names) == 1 and paths[0].is_dir() and not _has_images(paths[0])
+    if is_dataset or not all(path.exists() for path in paths):
         if len(names) != 1:
             missing = next(path for path in paths if not path.exists())
             raise ValueError(f"{missing} does not exist; give image files and folders, or one data set")
@@ -78,6 +79,12 @@ def _open(names: Sequence[str], split: str) -> tuple[str, Iterable[dict[str, Any
         return f"{'data set' if paths[0].exists() else names[0]}, split {split}", rows
     files = find_images(names)
     return f"{len(files)} image files", ({"image": file} for file in files)
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether a folder holds image files, rather than a data set in files of another kind."""
+    known = Image.registered_extensions()
+    return any(file.suffix.lower() in known for file in folder.rglob("*"))
 
 
 def find_images(names: Sequence[str]) -> list[Path]:

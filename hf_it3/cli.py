@@ -31,7 +31,9 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser, with the options of one subcommand (or of none, for the overview)."""
     parser = argparse.ArgumentParser("hf-it3", description="Idempotent test-time training for image classifiers.")
     parser.add_argument("--version", action="version", version=f"hf-it3 {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    # Under a name of its own, because TrainingArguments has a field `debug`, too.
+    traceback = "show the whole traceback of an error"
+    parser.add_argument("--debug", action="store_true", dest="show_traceback", help=traceback)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         if name == command:
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("hf-it3: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if parsed.debug:
+        if parsed.show_traceback:
             raise
         print(f"hf-it3 {parsed.command}: error: {_in_one_line(error)}", file=sys.stderr)
         return 2

@@ -65,7 +65,7 @@ class IT3Pipeline(ImageClassificationPipeline):
         batch_size (`int`, *optional*): images that adapt together; by default `model.config.adaptation.batch_size` for
             lists and data sets.
         return_idempotence (`bool`, defaults to `False`): add to every class the `idempotence` distance of its image
-            and whether that was `adapted`.
+            and whether that was `adapted`; not with `adapt=False`, which never measures it.
         return_unadapted (`bool`, defaults to `False`): add to every class its `unadapted_score`.
         return_loss_history (`bool`, defaults to `False`): add to every class the `loss_history` of its image: the
             objective before each optimizer step, the same for images that adapted together; an empty list where no

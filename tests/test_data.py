@@ -159,6 +159,12 @@ def test_adapting_needs_no_labels(label, digits, trained_directory, tmp_path):
     assert adapted.config.base_model["num_images"] == 6
 
 
+def test_a_local_data_set_is_adapted_to(digits, trained_directory, tmp_path):
+    digits["test"].select(range(6)).to_parquet(tmp_path / "rows" / "test-00000-of-00001.parquet")
+    adapted = adapt_to_images(trained_directory, [str(tmp_path / "rows")], gate=None)
+    assert adapted.config.base_model["num_images"] == 6
+
+
 def test_adapting_turns_photographs_upright(trained_directory, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
     exif = Image.Exif()

@@ -4,7 +4,8 @@ Takes every field of IT3TrainingArguments beside the options for model and data,
 under accelerate launch. Trains, and evaluates if there is a split for it; --do_train or --do_eval asks for one alone.
 
   hf-it3 train --backbone microsoft/resnet-18 --dataset food101 --output_dir runs/food
-  torchrun --nproc_per_node 4 -m hf_it3.cli train --dataset digits --output_dir runs/digits
+  torchrun --nproc_per_node 2 -m hf_it3.cli train --dataset digits --output_dir runs/digits \\
+      --learning_rate 1e-3 --num_train_epochs 15
 """
 
 import argparse
