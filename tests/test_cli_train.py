@@ -153,6 +153,11 @@ def test_mistakes_are_one_line_with_the_way_out(tmp_path, capsys, arguments, mes
     assert re.search(message, error), error
 
 
+def test_debug_shows_the_traceback_of_train_too(tmp_path):
+    with pytest.raises(ValueError, match="no split 'training'"):
+        main(["--debug", "train", "--output_dir", str(tmp_path), *QUICK, "--train_split=training"])
+
+
 def inspect(capsys, *arguments: str) -> dict[str, str]:
     capsys.readouterr()
     assert main(["inspect", *arguments]) == 0

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints the table in the main process, on Ctrl-C that of what is finished."""
     options = dict(vars(arguments))
-    for name in ("command", "run", "debug", "models", "dataset", "scopes", "no_plots", "no_progress"):
+    for name in ("command", "run", "show_traceback", "models", "dataset", "scopes", "no_plots", "no_progress"):
         options.pop(name, None)
     try:
         options["seeds"] = [int(seed) for seed in arguments.seeds.split(",")]
