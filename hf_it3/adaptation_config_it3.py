@@ -170,6 +170,10 @@ class AdaptationConfig:
         """The anchor with its default for the scope filled in."""
         return self.anchor or ("ema" if self.scope == "stream" else "frozen")
 
+    def adapts_alone(self, num_images: int) -> bool:
+        """Whether each of so many images adapts by itself: in scope `"image"`, and a single one with augmentations."""
+        return self.scope == "image" or (self.scope == "batch" and num_images == 1 and self.augmentations > 0)
+
     def replace(self, **overrides: Any) -> "AdaptationConfig":
         """A copy with some fields changed; unknown names raise a ValueError with the closest known one."""
         return dataclasses.replace(self, **overrides)

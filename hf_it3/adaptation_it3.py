@@ -140,7 +140,7 @@ class TestTimeAdapter:
         if self.stream is None:
             self.shell.reset()
             self._forget_counts()
-        one_by_one = self._adapts_one_by_one(len(pixel_values))
+        one_by_one = self.config.adapts_alone(len(pixel_values))
         if one_by_one and self.config.gate is None and self.images.can_look:
             first, logits, history = self.images.look_and_run(pixel_values)
             usable = self._usable(pixel_values, first)
@@ -189,10 +189,6 @@ class TestTimeAdapter:
             for part in pixel_values.split(self.images.chunk_size(pixel_values))
         ]
         return Passes.join(parts)
-
-    def _adapts_one_by_one(self, batch_size: int) -> bool:
-        config = self.config
-        return config.scope == "image" or (config.scope == "batch" and batch_size == 1 and config.augmentations > 0)
 
     def _changes_answers(self, one_by_one: bool) -> bool:
         """Whether the settings ask for anything beyond the first pass."""

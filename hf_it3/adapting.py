@@ -70,7 +70,7 @@ def save_adapted(model: IdempotentModel, directory: Any, **kwargs: Any) -> Path:
 def _open(names: Sequence[str], split: str) -> tuple[str, Iterable[dict[str, Any]]]:
     """What the images are, in words without local paths, and the images as rows."""
     paths = [Path(name) for name in names]
-    is_dataset = len(names) == 1 and paths[0].is_dir() and not _has_images(paths[0])
+    is_dataset = len(names) == 1 and paths[0].is_dir() and not any(_images_in(paths[0]))
     if is_dataset or not all(path.exists() for path in paths):
         if len(names) != 1:
             missing = next(path for path in paths if not path.exists())
@@ -81,10 +81,10 @@ def _open(names: Sequence[str], split: str) -> tuple[str, Iterable[dict[str, Any
     return f"{len(files)} image files", ({"image": file} for file in files)
 
 
-def _has_images(folder: Path) -> bool:
-    """Whether a folder holds image files, rather than a data set in files of another kind."""
+def _images_in(folder: Path) -> Iterator[Path]:
+    """The image files in a folder and its subfolders."""
     known = Image.registered_extensions()
-    return any(file.suffix.lower() in known for file in folder.rglob("*"))
+    return (file for file in folder.rglob("*") if file.suffix.lower() in known)
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
@@ -93,12 +93,11 @@ def find_images(names: Sequence[str]) -> list[Path]:
     Raises:
         ValueError: for a path that does not exist, and if there are none.
     """
-    known = Image.registered_extensions()
     files: list[Path] = []
     for path in map(Path, names):
         if not path.exists():
             raise ValueError(f"{path} does not exist; give image files and folders of them")
-        files += sorted(file for file in path.rglob("*") if file.suffix.lower() in known) if path.is_dir() else [path]
+        files += sorted(_images_in(path)) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"there are no image files in {', '.join(map(str, names))}")
     return files

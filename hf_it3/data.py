@@ -161,6 +161,13 @@ def class_names(dataset: Any, label_column: str | None = None) -> list[str] | No
     return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
+def mean_and_std(image_processor: Any) -> tuple[Any, Any]:
+    """What an image processor normalises with, `None` where it does not say; timm's processors say it elsewhere."""
+    data_config = getattr(image_processor, "data_config", None) or {}
+    mean = getattr(image_processor, "image_mean", None) or data_config.get("mean")
+    return mean, getattr(image_processor, "image_std", None) or data_config.get("std")
+
+
 class ImageCollator:
     """Turns rows with an image and a label into a batch `{"pixel_values", "labels"}`.
 
@@ -214,8 +221,7 @@ class ImageCollator:
         # Stock processors return as many channels as the image has; ours converts by itself.
         if not isinstance(image, Image.Image) or isinstance(self.image_processor, IT3ImageProcessor):
             return image
-        data_config = getattr(self.image_processor, "data_config", None) or {}  # of timm's processors
-        mean = getattr(self.image_processor, "image_mean", None) or data_config.get("mean")
+        mean = mean_and_std(self.image_processor)[0]
         if isinstance(mean, (list, tuple)):
             return to_mode(image, "L" if len(mean) == 1 else "RGB")
         return to_mode(image, "L" if image.mode == "L" else "RGB")

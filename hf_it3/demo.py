@@ -21,6 +21,7 @@ from .configuration_it3 import IT3Config
 from .data import DIGITS, LABEL_COLUMNS, class_names, find_column, first_rows, load_images, select_split
 from .demo_report import Measurement, SeedResult, condition_results, describe_seed
 from .evaluation.images import PixelCollator
+from .evaluation.storage import write_atomically
 from .image_processing_it3 import IT3ImageProcessor
 from .model_card import write_model_card
 from .modeling_it3 import IT3ForImageClassification
@@ -234,9 +235,7 @@ def _finish(
         "versions": installed_versions(),
         "threads": torch.get_num_threads(),
     }
-    unfinished = output_dir / ".results.json.part"
-    unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(output_dir / "results.json")
+    write_atomically(output_dir / "results.json", (json.dumps(document, indent=2) + "\n").encode())
     write_model_card(
         output_dir,
         config,

@@ -203,14 +203,14 @@ def test_a_drawing_is_turned_to_white_on_black_and_centred():
 
 
 def test_a_drawing_gets_the_margin_of_the_test_images(served):
-    assert served.samples.margin() == pytest.approx(0, abs=0.1)
+    assert served.samples.margin == pytest.approx(0, abs=0.1)
     framed = Image.new("L", (28, 28))
     framed.paste(255, (4, 8, 24, 18))
     samples = SampleImages([framed])
-    assert samples.margin() == pytest.approx(0.2)
+    assert samples.margin == pytest.approx(0.2)
     canvas = Image.new("RGB", (280, 280), "white")
     canvas.paste("black", (10, 10, 30, 110))
-    rows = np.asarray(read_drawing(canvas, samples.margin())).max(1) > 128
+    rows = np.asarray(read_drawing(canvas, samples.margin)).max(1) > 128
     assert rows.sum() == pytest.approx(64 / 1.4, abs=2)
 
 

@@ -107,8 +107,7 @@ def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | No
     ]
     distances = [answer.distance for answer in answers]
     adapter = classifier.adapter(**settings)
-    config = adapter.config
-    alone = config.scope == "image" or (config.scope == "batch" and len(answers) == 1 and config.augmentations > 0)
+    alone = adapter.config.adapts_alone(len(answers))
     whose = "the image" if len(answers) == 1 else "mean of the images"
     if adapter.stream is not None:
         distances, whose = list(adapter.stream.distances), "mean of the latest images"

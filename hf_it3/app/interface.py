@@ -42,16 +42,11 @@ class Page:
         self.served = served
 
     @property
-    def can_draw(self) -> bool:
-        """Whether a drawing is something that the model may know: digits, in the manner of the test images."""
-        return self.served.reads_digits and self.served.samples is not None
-
-    @property
     def ways(self) -> str:
         """How an image gets here, in words."""
         if self.served.samples is None:
             return "Upload"
-        return "Pick, draw or upload" if self.can_draw else "Pick or upload"
+        return "Pick, draw or upload" if self.served.reads_digits else "Pick or upload"
 
     @property
     def num_channels(self) -> int:
@@ -115,13 +110,13 @@ class Page:
     def _images(
         self, source: str, picked: int, batch: int, drawing: Any, files: list[str] | None
     ) -> tuple[list[Image.Image], list[str] | None]:
-        samples = self.served.samples
-        if source == "draw":
-            return [read_drawing(drawing, 0.0 if samples is None else samples.margin())], None
         if source == "upload":
             return read_uploads(files), None
+        samples = self.served.samples
         if samples is None:
             raise ValueError("There are no test images for this model; upload an image.")
+        if source == "draw":
+            return [read_drawing(drawing, samples.margin)], None
         return samples.batch(int(picked), int(batch))
 
 
@@ -181,7 +176,7 @@ def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
             batch = gr.Slider(
                 1, MAX_IMAGES, 32, step=1, label="Images in the batch", info="The picked one and others adapt together"
             )
-        with gr.Tab("Draw", id="draw", visible=page.can_draw) as draw_tab:
+        with gr.Tab("Draw", id="draw", visible=page.served.reads_digits) as draw_tab:
             drawing = gr.Sketchpad(
                 Image.new("RGB", (_CANVAS, _CANVAS), "white"),
                 type="pil",

@@ -1,5 +1,6 @@
 """Labelled test images that visitors pick from: of the bundled digits, or of any data set."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,6 +75,7 @@ class SampleImages:
         truths = None if self.truths is None else [self.truths[position] for position in chosen]
         return [self.images[position] for position in chosen], truths
 
+    @functools.cached_property
     def margin(self) -> float:
         """Free space around what is bright, as a share of its longer side, in the median of the images."""
         shares = []

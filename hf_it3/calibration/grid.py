@@ -125,7 +125,6 @@ def _parameters(model: nn.Module, best: AdaptationConfig) -> Iterator[Adaptation
 
 
 def _gates(best: AdaptationConfig) -> list[AdaptationConfig]:
-    alone = best.scope == "image" or (adapts_image_by_image(best) and best.augmentations)
-    if alone and not _steps_of(best):
+    if best.adapts_alone(best.batch_size) and not _steps_of(best):
         return []  # averaging over augmentations is not gated
     return [best.replace(gate=gate) for gate in GATES]

@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     from transformers import pipeline
 
     from ..adapting import find_images
+    from ..evaluation.storage import write_atomically
     from ..pipeline_it3 import IT3Pipeline
     from ..registration import TASK
 
@@ -52,7 +53,5 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{file}\t" + "\t".join(f"{entry['label']} {entry['score']:.3f}" for entry in classes))
         return
     lines = [json.dumps({"file": str(file), "classes": classes}) for file, classes in zip(files, answers, strict=True)]
-    unfinished = output.with_name(f".{output.name}.part")
-    unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    unfinished.replace(output)
+    write_atomically(output, ("\n".join(lines) + "\n").encode())
     print(f"{len(files)} answers are in {output}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..configuration_it3 import IT3Config
-from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, ImageCollator, find_column
+from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, ImageCollator, find_column, mean_and_std
 
 
 ORDERS = ("iid", "class-sorted", "mixed", "continual")
@@ -44,9 +44,7 @@ class Normalization:
     """
 
     def __init__(self, image_processor: Any):
-        data_config = getattr(image_processor, "data_config", None) or {}  # of timm's processors
-        mean = getattr(image_processor, "image_mean", None) or data_config.get("mean")
-        std = getattr(image_processor, "image_std", None) or data_config.get("std")
+        mean, std = mean_and_std(image_processor)
         normalizes = bool(getattr(image_processor, "do_normalize", True))
         divides_again = bool(getattr(image_processor, "include_top", False))
         self.is_identity = mean is None or std is None or not (normalizes or divides_again)
