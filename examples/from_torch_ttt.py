@@ -49,7 +49,7 @@ from hf_it3 import AdaptationConfig, IT3ForImageClassification
 from hf_it3.corruptions import corrupt
 from hf_it3.data import load_digits
 from hf_it3.evaluation.images import PixelCollator
-from hf_it3.image_processing_it3 import IT3ImageProcessor
+from hf_it3.it3.image_processing_it3 import IT3ImageProcessor
 
 
 class Network(nn.Module):

@@ -35,7 +35,7 @@ from hf_it3 import (
     IT3TrainingArguments,
 )
 from hf_it3.data import load_images
-from hf_it3.plotting import plot_batch_accuracies, plot_images
+from hf_it3.utils import plot_batch_accuracies, plot_images
 
 
 # %% 1. Global settings

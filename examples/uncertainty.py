@@ -30,8 +30,8 @@ from hf_it3.corruptions import corrupt
 from hf_it3.data import DIGITS, load_digits
 from hf_it3.demo import RECIPES, train_network
 from hf_it3.evaluation.images import PixelCollator
-from hf_it3.metrics import area_under_risk_coverage, auroc, risk_coverage
-from hf_it3.plotting import new_figure
+from hf_it3.evaluation.metrics import area_under_risk_coverage, auroc, risk_coverage
+from hf_it3.utils import new_figure
 
 
 COVERAGES = (0.5, 0.7, 0.8, 0.9, 1.0)

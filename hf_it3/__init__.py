@@ -7,25 +7,25 @@ Importing the package registers its models with the Auto classes and its pipelin
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .registration import register
+from .it3.registration import register
 from .version import __version__
 
 
 # Where each public name lives; a module is imported when one of its names is first used.
 _PUBLIC_NAMES = {
-    "AdaptationConfig": "adaptation_config_it3",
-    "AdaptationOutput": "adaptation_it3",
-    "IT3CNNConfig": "configuration_cnn_it3",
-    "IT3CNNForImageClassification": "modeling_cnn_it3",
-    "IT3Config": "configuration_it3",
-    "IT3ForImageClassification": "modeling_it3",
-    "IT3ImageClassifierOutput": "modeling_it3",
-    "IT3ImageProcessor": "image_processing_it3",
-    "IT3Pipeline": "pipeline_it3",
-    "IT3Trainer": "trainer",
-    "IT3TrainingArguments": "training_arguments",
-    "LabelEmbedder": "modeling_it3",
-    "TestTimeAdapter": "adaptation_it3",
+    "AdaptationConfig": "it3.adaptation_config_it3",
+    "AdaptationOutput": "it3.adaptation_it3",
+    "IT3CNNConfig": "it3.configuration_cnn_it3",
+    "IT3CNNForImageClassification": "it3.modeling_cnn_it3",
+    "IT3Config": "it3.configuration_it3",
+    "IT3ForImageClassification": "it3.modeling_it3",
+    "IT3ImageClassifierOutput": "it3.modeling_it3",
+    "IT3ImageProcessor": "it3.image_processing_it3",
+    "IT3Pipeline": "it3.pipeline_it3",
+    "IT3Trainer": "training.trainer",
+    "IT3TrainingArguments": "training.training_arguments",
+    "LabelEmbedder": "it3.modeling_it3",
+    "TestTimeAdapter": "it3.adaptation_it3",
 }
 
 __all__ = [
@@ -46,16 +46,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .adaptation_config_it3 import AdaptationConfig
-    from .adaptation_it3 import AdaptationOutput, TestTimeAdapter
-    from .configuration_cnn_it3 import IT3CNNConfig
-    from .configuration_it3 import IT3Config
-    from .image_processing_it3 import IT3ImageProcessor
-    from .modeling_cnn_it3 import IT3CNNForImageClassification
-    from .modeling_it3 import IT3ForImageClassification, IT3ImageClassifierOutput, LabelEmbedder
-    from .pipeline_it3 import IT3Pipeline
-    from .trainer import IT3Trainer
-    from .training_arguments import IT3TrainingArguments
+    from .it3.adaptation_config_it3 import AdaptationConfig
+    from .it3.adaptation_it3 import AdaptationOutput, TestTimeAdapter
+    from .it3.configuration_cnn_it3 import IT3CNNConfig
+    from .it3.configuration_it3 import IT3Config
+    from .it3.image_processing_it3 import IT3ImageProcessor
+    from .it3.modeling_cnn_it3 import IT3CNNForImageClassification
+    from .it3.modeling_it3 import IT3ForImageClassification, IT3ImageClassifierOutput, LabelEmbedder
+    from .it3.pipeline_it3 import IT3Pipeline
+    from .training.trainer import IT3Trainer
+    from .training.training_arguments import IT3TrainingArguments
 
 
 def __getattr__(name: str) -> Any:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 from transformers import AutoImageProcessor
 
-from .configuration_it3 import IT3Config
-from .image_processing_it3 import IT3ImageProcessor, to_mode
-from .losses_it3 import check_label_range
+from .it3.configuration_it3 import IT3Config
+from .it3.image_processing_it3 import IT3ImageProcessor, to_mode
+from .it3.losses_it3 import check_label_range
 
 
 DIGITS = "digits"

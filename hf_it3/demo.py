@@ -15,21 +15,21 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, pipeline, set_seed
 
-from .card_facts import installed_versions
-from .configuration_cnn_it3 import IT3CNNConfig
-from .configuration_it3 import IT3Config
 from .data import DIGITS, LABEL_COLUMNS, class_names, find_column, first_rows, load_images, select_split
-from .demo_report import Measurement, SeedResult, condition_results, describe_seed
+from .evaluation.demo_report import Measurement, SeedResult, condition_results, describe_seed
 from .evaluation.images import PixelCollator
 from .evaluation.storage import write_atomically
-from .image_processing_it3 import IT3ImageProcessor
-from .model_card import write_model_card
-from .modeling_it3 import IT3ForImageClassification
-from .pipeline_it3 import IT3Pipeline
-from .plotting import plot_batch_accuracies, plot_images
-from .registration import TASK
-from .trainer import IT3Trainer
-from .training_arguments import IT3TrainingArguments
+from .hub.card_facts import installed_versions
+from .hub.model_card import write_model_card
+from .it3.configuration_cnn_it3 import IT3CNNConfig
+from .it3.configuration_it3 import IT3Config
+from .it3.image_processing_it3 import IT3ImageProcessor
+from .it3.modeling_it3 import IT3ForImageClassification
+from .it3.pipeline_it3 import IT3Pipeline
+from .it3.registration import TASK
+from .training.trainer import IT3Trainer
+from .training.training_arguments import IT3TrainingArguments
+from .utils import plot_batch_accuracies, plot_images
 
 
 @dataclass

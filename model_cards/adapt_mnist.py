@@ -15,11 +15,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, TestTimeAdapter
-from hf_it3.adapting import save_adapted
-from hf_it3.card_facts import installed_versions
 from hf_it3.corruptions import corrupt
 from hf_it3.data import load_images
 from hf_it3.evaluation.images import Normalization, PixelCollator
+from hf_it3.hub.adapted_model import save_adapted
+from hf_it3.hub.card_facts import installed_versions
 
 
 # The first is what the model adapts to; the others show what that does to images of other kinds.

@@ -15,9 +15,9 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from hf_it3 import IT3Config
-from hf_it3.card_merging import CARD_NAME
-from hf_it3.demo_report import condition_results
-from hf_it3.model_card import build_model_card
+from hf_it3.evaluation.demo_report import condition_results
+from hf_it3.hub.card_merging import CARD_NAME
+from hf_it3.hub.model_card import build_model_card
 
 
 HERE = Path(__file__).parent

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-import hf_it3.calibration.training as training
+import hf_it3.evaluation.calibration.training as training
 from hf_it3 import IT3ForImageClassification, IT3Trainer, IT3TrainingArguments
 from hf_it3.data import load_digits
 

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch.nn import functional as F
 
-from hf_it3.augmentation_it3 import augment
+from hf_it3.it3.augmentation_it3 import augment
 
 
 def entropy(p):

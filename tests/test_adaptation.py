@@ -10,9 +10,9 @@ from torch import nn
 from transformers import set_seed
 
 from hf_it3 import AdaptationConfig, AdaptationOutput, IT3ForImageClassification, TestTimeAdapter
-from hf_it3.gate_it3 import ShiftTest
-from hf_it3.modeling_cnn_it3 import IT3CNNForImageClassification
-from hf_it3.objective_it3 import IdempotenceDistance, largest_class_share, negative_diversity, predict
+from hf_it3.it3.gate_it3 import ShiftTest
+from hf_it3.it3.modeling_cnn_it3 import IT3CNNForImageClassification
+from hf_it3.it3.objective_it3 import IdempotenceDistance, largest_class_share, negative_diversity, predict
 
 
 @pytest.fixture

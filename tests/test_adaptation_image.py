@@ -5,7 +5,7 @@ import torch
 from naive_adaptation import DISTANCES, image_by_image
 
 from hf_it3 import TestTimeAdapter
-from hf_it3.augmentation_it3 import augment
+from hf_it3.it3.augmentation_it3 import augment
 
 
 ALONE = {"scope": "image", "gate": None, "augmentations": 0, "num_steps": 3, "learning_rate": 3e-3}

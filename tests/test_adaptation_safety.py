@@ -9,7 +9,7 @@ import torch
 from untouched import untouched
 
 from hf_it3 import IT3ForImageClassification, TestTimeAdapter
-from hf_it3.modeling_cnn_it3 import IT3CNNForImageClassification
+from hf_it3.it3.modeling_cnn_it3 import IT3CNNForImageClassification
 
 
 SCOPES = {

@@ -8,7 +8,7 @@ from naive_adaptation import NaiveAdaptation
 from torch import nn
 
 from hf_it3 import IT3ForImageClassification, TestTimeAdapter
-from hf_it3.stream_it3 import CollapseGuard
+from hf_it3.it3.stream_it3 import CollapseGuard
 
 
 @pytest.fixture

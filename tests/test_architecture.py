@@ -1,6 +1,7 @@
 """Imports go one way, and what travels with the weights imports nothing that may be missing where they arrive."""
 
 import ast
+import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -19,16 +20,16 @@ TRAVELLING = {name: path for name, path in MODULES.items() if name.endswith("_it
 
 
 def imports_of(path: Path, module: str, at_import: bool = False) -> list[ast.Import | ast.ImportFrom]:
-    """The import statements of a file; with `at_import` only those that run when it is imported."""
+    """The import statements of a file but those for type checkers; with `at_import` only those that run on import."""
     tree = ast.parse(path.read_text(), str(path))
-    if not at_import:
-        return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     found, todo = [], list(tree.body)
     while todo:
         node = todo.pop()
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             found.append(node)
-        elif isinstance(node, (ast.If, ast.Try, ast.With, ast.ClassDef)) and "TYPE_CHECKING" not in ast.dump(node):
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            todo += node.orelse
+        elif not at_import or isinstance(node, (ast.If, ast.Try, ast.With, ast.ClassDef)):
             todo += list(ast.iter_child_nodes(node))
     return found
 
@@ -68,27 +69,42 @@ def test_modules_import_each_other_in_one_direction_only():
         pytest.fail(" -> ".join(error.args[1]))
 
 
-LAYERS = ["configuration_it3", "modeling_it3", "pipeline_it3", "registration", "cli"]
+# From left to right: a room imports itself and what stands before it.
+ROOMS = ["it3", "utils", "data", "training", "evaluation", "hub", "demo", "app", "cli"]
+# Public names of things that live in a room.
+ALIASES = {"corruptions": "evaluation", "calibration": "evaluation"}
 
 
-def test_nothing_on_the_left_imports_anything_on_its_right():
-    reachable: dict[str, set[str]] = {}
-    for module, path in MODULES.items():
-        nodes = imports_of(path, module, at_import=True)
-        reachable[module] = {target for node in nodes for target in targets(node, module)}
+def room_of(module: str) -> str | None:
+    """The room of a module of the package, `None` for those that belong to all: the package itself and its version."""
+    parts = module.split(".")
+    if len(parts) == 1 or parts[1] == "version":
+        return None
+    return ALIASES.get(parts[1], parts[1])
 
-    def closure(start: str) -> set[str]:
-        seen, todo = set(), [start]
-        while todo:
-            for target in reachable.get(todo.pop(), ()):
-                if target in MODULES and target not in seen and target != "hf_it3":
-                    seen.add(target)
-                    todo.append(target)
-        return seen
 
-    for position, name in enumerate(LAYERS):
-        later = {f"hf_it3.{other}" for other in LAYERS[position + 1 :]}
-        assert closure(f"hf_it3.{name}") & later == set(), name
+def test_every_module_has_a_room():
+    assert {room_of(module) for module in MODULES} == {None, *ROOMS}
+    assert len([path for path in ROOT.iterdir() if path.suffix == ".py"]) <= 8
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_on_the_left_imports_anything_on_its_right_not_inside_functions_either(module):
+    if room_of(module) is None:
+        return
+    allowed = ROOMS[: ROOMS.index(room_of(module)) + 1]
+    for node in imports_of(MODULES[module], module):
+        for target in targets(node, module):
+            if target in MODULES and room_of(target) is not None:
+                assert room_of(target) in allowed, ast.unparse(node)
+
+
+def test_training_loads_neither_evaluation_nor_cards_nor_plots():
+    script = "import sys; from hf_it3 import IT3Trainer; print(*[name for name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "hf_it3.training.trainer" in loaded
+    rooms = ("hf_it3.evaluation", "hf_it3.hub", "hf_it3.demo", "hf_it3.app", "hf_it3.cli", "matplotlib")
+    assert not [name for name in loaded if name.startswith(rooms)]
 
 
 @pytest.mark.parametrize("module", TRAVELLING)
@@ -107,7 +123,7 @@ def test_what_travels_imports_only_siblings_that_travel_and_common_packages(modu
             assert node.level == 1, ast.unparse(node)
             assert node.module is not None, ast.unparse(node)
             assert node.module.endswith("_it3"), ast.unparse(node)
-            assert (ROOT / f"{node.module}.py").exists(), ast.unparse(node)
+            assert (ROOT / "it3" / f"{node.module}.py").exists(), ast.unparse(node)
         elif isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in in_try:
             assert top_level(node) <= allowed, ast.unparse(node)
 

@@ -19,7 +19,7 @@ from transformers import (
 from untouched import untouched
 
 from hf_it3 import IT3ForImageClassification, TestTimeAdapter
-from hf_it3.inspection import inspect_model
+from hf_it3.cli.inspection import inspect_model
 
 
 LABELS = torch.arange(NUM_LABELS)

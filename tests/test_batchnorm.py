@@ -9,10 +9,10 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, set_seed
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, IT3Trainer, IT3TrainingArguments, TestTimeAdapter
-from hf_it3.batchnorm_it3 import SplitBatchNorm, norm_statistics, split_batch_norms
 from hf_it3.corruptions import corrupt
 from hf_it3.data import load_images
-from hf_it3.injection_it3 import ForwardPass, running_pass
+from hf_it3.it3.batchnorm_it3 import SplitBatchNorm, norm_statistics, split_batch_norms
+from hf_it3.it3.injection_it3 import ForwardPass, running_pass
 
 
 MNIST = Path(__file__).parents[1] / "../shared/data/mnist"

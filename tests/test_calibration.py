@@ -12,14 +12,14 @@ import pytest
 import torch
 from untouched import differences, snapshot, untouched
 
-import hf_it3.calibration.search as search_module
+import hf_it3.evaluation.calibration.search as search_module
 from hf_it3 import AdaptationConfig, IT3ForImageClassification, IT3Trainer, IT3TrainingArguments, TestTimeAdapter, cli
 from hf_it3.calibration import calibrate
-from hf_it3.calibration.grid import Stage, do_nothing, make_stages
-from hf_it3.calibration.search import Search
 from hf_it3.evaluation import evaluate_robustness
+from hf_it3.evaluation.calibration.grid import Stage, do_nothing, make_stages
+from hf_it3.evaluation.calibration.search import Search
 from hf_it3.evaluation.conditions import Condition
-from hf_it3.gate_it3 import idempotence_distances
+from hf_it3.it3.gate_it3 import idempotence_distances
 
 
 OPTIONS = {"corruptions": "digits-shift/brightness", "num_samples": 128, "batch_size": 32, "show_progress": False}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, IT3TrainingArguments
 from hf_it3.cli import build_parser, main
-from hf_it3.inspection import inspect_model
+from hf_it3.cli.inspection import inspect_model
 
 
 QUICK = [

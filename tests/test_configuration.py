@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, ConvNextConfig, ResNetConfig
 
 from hf_it3 import AdaptationConfig, IT3CNNConfig, IT3Config
-from hf_it3.adaptation_config_it3 import PRESETS, field_names
+from hf_it3.it3.adaptation_config_it3 import PRESETS, field_names
 
 
 def distance_of_my_own(y1, y0):

@@ -17,7 +17,7 @@ from hf_it3.corruptions import (
     list_suites,
     register,
 )
-from hf_it3.corruptions import registry as registry_module
+from hf_it3.evaluation.corruptions import registry as registry_module
 
 
 NAMES = list_corruptions()

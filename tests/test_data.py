@@ -8,9 +8,9 @@ from PIL import Image
 from transformers import ViTConfig, ViTImageProcessorPil
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor
-from hf_it3.adapting import adapt_to_images
 from hf_it3.data import ImageCollator, class_names, first_rows, select_split
-from hf_it3.pipeline_it3 import IT3Pipeline
+from hf_it3.hub.adapted_model import adapt_to_images
+from hf_it3.it3.pipeline_it3 import IT3Pipeline
 
 
 def labels(rows):

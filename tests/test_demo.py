@@ -12,7 +12,7 @@ from transformers import pipeline
 from hf_it3 import IT3Config
 from hf_it3.cli import main
 from hf_it3.demo import add_noise, run_demo
-from hf_it3.demo_report import condition_results, format_table
+from hf_it3.evaluation.demo_report import condition_results, format_table
 
 
 MNIST = Path(__file__).parent.parent / ".." / "shared" / "data" / "mnist"

@@ -267,7 +267,7 @@ def test_evaluate_knows_the_task(trained_directory, digits, model, processor):
     import evaluate as library
     from transformers import pipeline
 
-    import hf_it3.evaluate_task  # noqa: F401
+    import hf_it3.evaluation.evaluate_task  # noqa: F401
     from hf_it3 import IT3Pipeline
 
     rows = digits["test"].select(range(40))

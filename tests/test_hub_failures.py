@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from hf_it3 import IT3Config, IT3ForImageClassification
-from hf_it3.hub import push_directory
+from hf_it3.hub.push import push_directory
 
 
 hub, hub_client = hub_fixtures.hub, hub_fixtures.hub_client
@@ -97,7 +97,7 @@ class TestInterruptedPush:
         assert pushed(hub, repo)[0] == local["model.safetensors"]
 
     def test_somebody_elses_push_in_between_is_not_overwritten(self, hub, hub_client, directory, repo, monkeypatch):
-        from hf_it3 import hub as pushing
+        from hf_it3.hub import push as pushing
 
         monkeypatch.setattr(
             pushing,

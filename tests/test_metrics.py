@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn import metrics as sklearn_metrics
 
-from hf_it3 import metrics
+from hf_it3.evaluation import metrics
 
 
 def random_problem(seed, num_images=200, num_labels=5, decimals=None):
@@ -26,7 +26,7 @@ def random_problem(seed, num_images=200, num_labels=5, decimals=None):
 
 @pytest.mark.parametrize("module", ["classification", "robustness", "uncertainty", "evaluate_metric"])
 def test_documented_examples_run(module):
-    result = doctest.testmod(importlib.import_module(f"hf_it3.metrics.{module}"))
+    result = doctest.testmod(importlib.import_module(f"hf_it3.evaluation.metrics.{module}"))
     assert result.attempted > 0
     assert result.failed == 0
 
@@ -233,7 +233,7 @@ class TestClassificationMetrics:
 
 
 def test_evaluate_is_imported_only_with_the_metric_that_needs_it():
-    code = "import sys, hf_it3.metrics; assert 'evaluate' not in sys.modules"
+    code = "import sys, hf_it3.evaluation.metrics; assert 'evaluate' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "IT3Metric" in dir(metrics)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_it3 import metrics
-from hf_it3.metrics import IT3Metric
+from hf_it3.evaluation import metrics
+from hf_it3.evaluation.metrics import IT3Metric
 
 
 class TestIT3Metric:
@@ -145,7 +145,7 @@ class TestIT3Metric:
         collecting = IT3Metric(keep_in_memory=False)
         collecting.add_batch(predictions=[0, 1], references=[0, 0])
         code = (
-            "from hf_it3.metrics import IT3Metric; metric = IT3Metric(keep_in_memory=False); "
+            "from hf_it3.evaluation.metrics import IT3Metric; metric = IT3Metric(keep_in_memory=False); "
             "metric.add_batch(predictions=[1], references=[1]); print(metric.compute()['accuracy'])"
         )
         environment = {**os.environ, "HF_METRICS_CACHE": str(cache)}

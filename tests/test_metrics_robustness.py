@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from hf_it3 import metrics
+from hf_it3.evaluation import metrics
 
 
 class TestMeanCorruptionError:

@@ -8,10 +8,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_it3 import IT3Trainer, IT3TrainingArguments
-from hf_it3.card_facts import public_id
-from hf_it3.card_merging import is_edited, load_card, merge_cards, rename_card
-from hf_it3.card_results import ConditionResult
-from hf_it3.model_card import build_model_card, write_model_card
+from hf_it3.hub.card_facts import public_id
+from hf_it3.hub.card_merging import is_edited, load_card, merge_cards, rename_card
+from hf_it3.hub.card_results import ConditionResult
+from hf_it3.hub.model_card import build_model_card, write_model_card
 
 
 RESULTS = [

@@ -24,7 +24,7 @@ from transformers import (
 from untouched import untouched
 
 from hf_it3 import IT3Config, IT3ForImageClassification, IT3ImageProcessor, LabelEmbedder
-from hf_it3.injection_it3 import SignalInjection
+from hf_it3.it3.injection_it3 import SignalInjection
 
 
 def tiny(**values) -> IT3Config:
@@ -301,7 +301,7 @@ class TestSignal:
 
 
 def inject(layer, features, embedding):
-    from hf_it3.injection_it3 import ForwardPass, running_pass
+    from hf_it3.it3.injection_it3 import ForwardPass, running_pass
 
     with running_pass(ForwardPass(embedding)):
         return layer(features)

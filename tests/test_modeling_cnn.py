@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from hf_it3 import IT3CNNConfig, IT3CNNForImageClassification
-from hf_it3.pooling_it3 import max_pool_2x2
+from hf_it3.it3.pooling_it3 import max_pool_2x2
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 8, 8), (2, 3, 7, 9), (60, 10, 12, 12), (60, 20, 9, 7)], ids=str)

@@ -19,7 +19,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from untouched import untouched
 
 from hf_it3 import IT3Pipeline, TestTimeAdapter
-from hf_it3.gate_it3 import idempotence_distances
+from hf_it3.it3.gate_it3 import idempotence_distances
 
 
 TASK = "it3-image-classification"

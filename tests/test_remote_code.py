@@ -15,7 +15,7 @@ from transformers import pipeline
 
 import hf_it3
 from hf_it3 import IT3ForImageClassification
-from hf_it3.remote_code_it3 import AUTO_MAP, CUSTOM_PIPELINES, travelling_files
+from hf_it3.it3.remote_code_it3 import AUTO_MAP, CUSTOM_PIPELINES, travelling_files
 
 
 hub, hub_client = hub_fixtures.hub, hub_fixtures.hub_client
@@ -129,7 +129,7 @@ def test_travelling_modules_import_only_each_other_and_what_transformers_needs(m
 def test_every_travelling_module_is_found_by_its_imports(tmp_path):
     from transformers.dynamic_module_utils import get_relative_import_files
 
-    package = Path(hf_it3.__file__).parent
+    package = Path(hf_it3.__file__).parent / "it3"
     for reference in AUTO_MAP.values():
         entry = package / f"{reference.split('.')[0]}.py"
         found = {Path(file).name for file in get_relative_import_files(entry)} | {entry.name}

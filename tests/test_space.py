@@ -13,7 +13,7 @@ from space_fixtures import adapt, visit
 pytest.importorskip("gradio", reason="the app needs the extra 'app'")
 
 from hf_it3.app import launch
-from hf_it3.app.adapting import classify
+from hf_it3.app.answers import classify
 from hf_it3.app.rendering import render_result
 from hf_it3.app.sample_images import SampleImages
 from hf_it3.app.served_model import ServedModel

@@ -16,7 +16,7 @@ pytest.importorskip("gradio", reason="the app needs the extra 'app'")
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor
 from hf_it3.app import launch, sample_images
-from hf_it3.app.adapting import classify
+from hf_it3.app.answers import classify
 from hf_it3.app.interface import Page, build_app
 from hf_it3.app.rendering import render_result
 from hf_it3.app.sample_images import SampleImages

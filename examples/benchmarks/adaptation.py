@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ViTConfig
 
 from hf_it3 import IT3CNNConfig, IT3ForImageClassification, TestTimeAdapter
-from hf_it3.plotting import new_figure
+from hf_it3.utils import new_figure
 
 
 STEPS = {"num_steps": 1, "learning_rate": 1e-3, "gate": None, "diversity_weight": 0.0, "augmentations": 0}

@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageOps
 
-from ..adaptation_config_it3 import SCOPES, AdaptationConfig
-from ..corruptions import corrupt, get_corruption
-from .adapting import choose_corruptions, classify
+from ..evaluation.corruptions import corrupt, get_corruption
+from ..it3.adaptation_config_it3 import SCOPES, AdaptationConfig
+from .answers import choose_corruptions, classify
 from .rendering import CSS, render_alert, render_message, render_progress, render_result
 from .sample_images import SMALL_SIDE
 from .served_model import ServedModel

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .adapting import Answer, Result
+from .answers import Answer, Result
 
 
 CSS = """

@@ -18,11 +18,11 @@ from ..data import DIGITS, load_digits
 from ..demo import RECIPES, train_network
 from ..evaluation.images import PixelCollator
 from ..evaluation.inputs import load_model
-from ..image_processing_it3 import IT3ImageProcessor
-from ..modeling_it3 import IT3ForImageClassification
-from ..pipeline_it3 import IT3Pipeline
+from ..it3.image_processing_it3 import IT3ImageProcessor
+from ..it3.modeling_it3 import IT3ForImageClassification
+from ..it3.pipeline_it3 import IT3Pipeline
 from ..version import __version__
-from .adapting import clean_distances
+from .answers import clean_distances
 from .sample_images import SampleImages
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from ..image_processing_it3 import to_mode
+from ..it3.image_processing_it3 import to_mode
 
 
 MAX_IMAGES = 64

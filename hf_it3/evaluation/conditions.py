@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..corruptions import SEVERITIES, corrupt, get_corruption, list_corruptions, list_suites
+from .corruptions import SEVERITIES, corrupt, get_corruption, list_corruptions, list_suites
 
 
 CLEAN = "clean"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..shell_it3 import frozen_modes
+from ..it3.shell_it3 import frozen_modes
 from .images import ImageSource
 from .inputs import LoadedModel
 from .methods import UNADAPTED, Method, why_not_applicable

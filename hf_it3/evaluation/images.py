@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..configuration_it3 import IT3Config
 from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, ImageCollator, find_column, mean_and_std
+from ..it3.configuration_it3 import IT3Config
 
 
 ORDERS = ("iid", "class-sorted", "mixed", "continual")

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import AutoImageProcessor
 
 from ..data import image_processor_for, load_images, select_split
-from ..interface_it3 import IdempotentModel, idempotent_model
-from ..modeling_it3 import IT3ForImageClassification
+from ..it3.interface_it3 import IdempotentModel, idempotent_model
+from ..it3.modeling_it3 import IT3ForImageClassification
 from .conditions import split_names
 from .processes import process_state
 

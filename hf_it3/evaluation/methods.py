@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ..adaptation_config_it3 import PRESETS, SCOPES, AdaptationConfig
-from ..shell_it3 import select_parameters
+from ..it3.adaptation_config_it3 import PRESETS, SCOPES, AdaptationConfig
+from ..it3.shell_it3 import select_parameters
 from .conditions import split_names
 
 

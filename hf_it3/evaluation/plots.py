@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..metrics import risk_coverage
 from .methods import UNADAPTED
+from .metrics import risk_coverage
 from .outcomes import Outcomes
 from .scores import paired_gain
 from .table import short_names

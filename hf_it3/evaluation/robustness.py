@@ -6,8 +6,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from ..adaptation_config_it3 import AdaptationConfig
-from ..metrics import mean_corruption_error
+from ..it3.adaptation_config_it3 import AdaptationConfig
 from .conditions import Condition, make_conditions, parse_corruptions, parse_severities, split_names
 from .execution import Evaluation
 from .images import ORDERS
@@ -20,6 +19,7 @@ from .inputs import (
     weights_checksum,
 )
 from .methods import Method, make_methods, why_not_applicable
+from .metrics import mean_corruption_error
 from .plots import import_figure
 from .processes import on_main_process, process_state
 from .results import RobustnessResults

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..adaptation_it3 import TestTimeAdapter
-from ..interface_it3 import IdempotentModel
-from ..objective_it3 import IdempotenceDistance, predict
+from ..it3.adaptation_it3 import TestTimeAdapter
+from ..it3.interface_it3 import IdempotentModel
+from ..it3.objective_it3 import IdempotenceDistance, predict
 from .conditions import Condition
 from .images import ImageBatch, ImageSource, Normalization
 from .methods import UNADAPTED, Method

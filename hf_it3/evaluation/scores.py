@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics import (
+from .conditions import Condition
+from .methods import UNADAPTED
+from .metrics import (
     accuracy,
     accuracy_gain,
     area_under_risk_coverage,
@@ -14,8 +16,6 @@ from ..metrics import (
     confidence_calibration_error,
     mean_corruption_error,
 )
-from .conditions import Condition
-from .methods import UNADAPTED
 from .outcomes import Outcomes
 
 
@@ -121,7 +121,8 @@ def overall_scores(
         conditions: all conditions.
         scores: `condition_scores` of those that are done.
         methods: names, the unadapted model first.
-        reference_errors: error rates of a reference model, as [`~hf_it3.metrics.mean_corruption_error`] takes them.
+        reference_errors: error rates of a reference model, as
+            [`~hf_it3.evaluation.metrics.mean_corruption_error`] takes them.
     """
     shifted = [n for n, condition in enumerate(conditions) if not condition.is_clean]
     overall = {}

@@ -1,0 +1,132 @@
+"""What happens when a visitor presses the button: corrupt, adapt, and tell what came of it. No user interface."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..evaluation.corruptions import list_corruptions
+from ..it3.pipeline_it3 import IT3Pipeline
+
+
+@dataclass
+class Answer:
+    """What the model says about one image: its pixels `(C, H, W)` in [0, 1], and each class's score, twice.
+
+    Scores are in the order of `labels`, which may hold a label more than once.
+    """
+
+    pixels: Tensor
+    labels: list[str]
+    before: list[float]
+    after: list[float]
+    distance: float
+    adapted: bool
+    truth: str | None = None
+
+    @property
+    def top_before(self) -> str:
+        return self.labels[self.before.index(max(self.before))]
+
+    @property
+    def top_after(self) -> str:
+        return self.labels[self.after.index(max(self.after))]
+
+
+@dataclass
+class Result:
+    """The answers to the images of one call, and how the adaptation went.
+
+    Attributes:
+        answers: one per image.
+        losses: the objective before each optimizer step, of image scope the mean over the images.
+        seconds: that the call took.
+        gate: idempotence distance from which on images are taken for shifted, `None` where there is no gate.
+        looked_at: the distance that was held against it, of an image or the mean of those that share weights.
+        whose: the image or images that this is the distance of, in words.
+        alone: whether each image adapted by itself.
+    """
+
+    answers: list[Answer]
+    losses: list[float]
+    seconds: float
+    gate: float | None
+    looked_at: float
+    whose: str
+    alone: bool
+
+
+def choose_corruptions(num_channels: int) -> list[str]:
+    """Names of corruptions that suit a model: those of digits for grey images, those of ImageNet-C for all."""
+    suites = ["digits-shift", "mnist-c", "imagenet-c"] if num_channels == 1 else ["imagenet-c", "digits-shift"]
+    names = [name for suite in suites for name in list_corruptions(suite)]
+    return [name for name in names if name.rpartition("/")[2] not in ("clean", "identity")]
+
+
+def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | None = None, **settings: Any) -> Result:
+    """Classifies images `(N, C, H, W)` in [0, 1], without and with adaptation, as one batch.
+
+    Args:
+        classifier ([`IT3Pipeline`]): the visitor's.
+        pixels: one image or more, at the model's size; what lies outside [0, 1] is cut off, as on the screen.
+        truths (*optional*): their labels.
+        settings: fields of [`AdaptationConfig`].
+
+    Raises:
+        ValueError: for settings out of range, and for no images.
+    """
+    arrays = as_bytes(pixels)
+    start = time.perf_counter()
+    entries = classifier(
+        arrays,
+        batch_size=len(arrays),
+        top_k=classifier.model.config.num_labels,
+        return_idempotence=True,
+        return_unadapted=True,
+        return_loss_history=True,
+        **settings,
+    )
+    seconds = time.perf_counter() - start
+    names: Sequence[str | None] = truths or [None] * len(pixels)
+    # In an order that does not depend on how the image was adapted.
+    entries = [sorted(classes, key=lambda entry: -entry["unadapted_score"]) for classes in entries]
+    answers = [
+        Answer(
+            pixels=image,
+            labels=[entry["label"] for entry in classes],
+            before=[entry["unadapted_score"] for entry in classes],
+            after=[entry["score"] for entry in classes],
+            distance=classes[0]["idempotence"],
+            adapted=classes[0]["adapted"],
+            truth=truth,
+        )
+        for image, classes, truth in zip(pixels, entries, names, strict=True)
+    ]
+    distances = [answer.distance for answer in answers]
+    adapter = classifier.adapter(**settings)
+    alone = adapter.config.adapts_alone(len(answers))
+    whose = "the image" if len(answers) == 1 else "mean of the images"
+    if adapter.stream is not None:
+        distances, whose = list(adapter.stream.distances), "mean of the latest images"
+    elif alone and len(answers) > 1:
+        distances, whose = distances[:1], "the first image"
+    gate = adapter.shift_test.limit(len(distances))
+    histories = [classes[0]["loss_history"] for classes in entries if classes[0]["loss_history"]]
+    losses = np.mean(histories, axis=0).tolist() if histories else []
+    return Result(answers, losses, seconds, gate, float(np.mean(distances)), whose, alone)
+
+
+def clean_distances(classifier: IT3Pipeline, pixels: Tensor) -> list[float]:
+    """The idempotence distances of clean images `(N, C, H, W)`, with the model as it is."""
+    entries = classifier(
+        as_bytes(pixels), top_k=1, return_idempotence=True, num_steps=0, augmentations=0, scope="batch"
+    )
+    return [classes[0]["idempotence"] for classes in entries]
+
+
+def as_bytes(pixels: Tensor) -> list[np.ndarray]:
+    """Pixels `(N, C, H, W)` in [0, 1] as images that hold integers, as image files do."""
+    return list((255 * pixels.clamp(0, 1)).round().byte().numpy())

@@ -1,0 +1,77 @@
+"""The `hf-it3` command: one subcommand per module."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from huggingface_hub.errors import HfHubHTTPError
+
+from ..version import __version__
+
+
+# Name of the subcommand (its module is imported only when it is called) and what it does.
+COMMANDS = {
+    "demo": "train, save, load and adapt the tutorial's network, on digits or MNIST",
+    "corruptions": "list the corruptions, or draw a picture of them",
+    "evaluate": "evaluate models under corruptions, without and with adaptation",
+    "calibrate": "choose a model's adaptation settings by measurement on held-out images",
+    "train": "train a new or wrapped model on a data set of images",
+    "inspect": "print where the label signal enters a model and what adaptation changes",
+    "predict": "classify image files, adapting to them",
+    "adapt": "adapt a model to unlabelled images and keep the result",
+    "push": "push a saved model to the Hub",
+    "app": "try a model in the browser",
+    "env": "print versions, for bug reports",
+}
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser, with the options of one subcommand (or of none, for the overview)."""
+    parser = argparse.ArgumentParser("hf-it3", description="Idempotent test-time training for image classifiers.")
+    parser.add_argument("--version", action="version", version=f"hf-it3 {__version__}")
+    # Under a name of its own, because TrainingArguments has a field `debug`, too.
+    traceback = "show the whole traceback of an error"
+    parser.add_argument("--debug", action="store_true", dest="show_traceback", help=traceback)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        if name == command:
+            module = importlib.import_module(f".{name}", __package__)
+            subparser = subparsers.add_parser(name, help=summary, description=module.__doc__)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+        else:
+            subparsers.add_parser(name, help=summary)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; errors end in one line and exit status 2, with `--debug` in a traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((argument for argument in arguments if argument in COMMANDS), None)
+    parsed = build_parser(command).parse_args(arguments)
+    try:
+        status = parsed.run(parsed) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read the output, `head` for example, has enough of it. What is still to be flushed goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("hf-it3: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if parsed.show_traceback:
+            raise
+        print(f"hf-it3 {parsed.command}: error: {_in_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _in_one_line(error: Exception) -> str:
+    """The message alone where it was written for users; of any other error its type, too, and where to see more."""
+    message = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError, ImportError, TypeError, HfHubHTTPError)):
+        return message
+    return f"{type(error).__name__}: {message} (hf-it3 --debug shows the whole traceback)".replace(":  (", " (")

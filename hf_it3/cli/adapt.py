@@ -1,0 +1,57 @@
+"""Adapts a model to unlabelled images, and saves or pushes the adapted model."""
+
+import argparse
+
+from .options import positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options named as the arguments of [`~hf_it3.hub.adapted_model.adapt_to_images`]."""
+    parser.add_argument("model", metavar="MODEL", help="Hub name or directory of an idempotent model")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, folders of them, or one data set")
+    parser.add_argument("--revision", help="revision of the model")
+    parser.add_argument("--split", default="test", help="split of a data set, or a range of one: test[:2000]")
+    parser.add_argument("--output_dir", metavar="DIR", help="where to save the adapted model")
+    parser.add_argument("--push", metavar="user/name", help="where to push the adapted model")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--delta", action="store_true", help="only what adaptation changed; needs a MODEL on the Hub")
+    parser.add_argument("--include_code", action="store_true", help="for users who do not have hf_it3 installed")
+    parser.add_argument("--description", metavar="TEXT", help="of the images, for the model card")
+    parser.add_argument(
+        "--batch_size", type=positive, help="images that share an optimizer step; by default the model's"
+    )
+    parser.add_argument("--num_steps", type=int, help="optimizer steps per batch; by default the model's")
+    parser.add_argument("--learning_rate", type=float, help="by default the model's")
+    parser.add_argument("--no_gate", action="store_true", help="adapt to images like the training images, too")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Adapts, saves, pushes, and prints what was done."""
+    from ..hub.adapted_model import adapt_to_images, save_adapted
+
+    if arguments.output_dir is None and arguments.push is None:
+        raise ValueError("say where the adapted model goes: --output_dir DIR, --push user/name, or both")
+    names = ("batch_size", "num_steps", "learning_rate")
+    overrides = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.no_gate:
+        overrides["gate"] = None
+    model = adapt_to_images(
+        arguments.model,
+        arguments.images,
+        revision=arguments.revision,
+        split=arguments.split,
+        description=arguments.description,
+        **overrides,
+    )
+    counts = model.config.base_model or {}
+    print(f"adapted to {counts['num_images']} images in {counts['num_steps']} steps")
+    if not counts["num_steps"]:
+        print("the gate found the images like the training images, so nothing changed; --no_gate adapts anyway")
+    if arguments.output_dir is not None:
+        path = save_adapted(model, arguments.output_dir, delta=arguments.delta, include_code=arguments.include_code)
+        print(f"saved in {path}")
+    if arguments.push is not None:
+        commit = model.push_to_hub(
+            arguments.push, private=arguments.private, delta=arguments.delta, include_code=arguments.include_code
+        )
+        print(f"pushed: {commit.commit_url}")

@@ -1,0 +1,117 @@
+"""Chooses the adaptation settings of a model by measurement on held-out labelled images.
+
+Prints a table and writes the settings into the model's config.json, with calibration.json and a plot beside it; with
+--output_dir everything goes to a copy of the model. Weights do not change. Figures to report should come from images
+other than these.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import CONFIG_NAME
+
+from ..data import load_images, select_split
+from ..evaluation.calibration import CalibrationResult, calibrate
+from ..evaluation.calibration.calibrate import DEFAULT_NUM_SAMPLES
+from ..evaluation.inputs import LoadedModel, load_model
+from ..evaluation.processes import process_state
+from ..evaluation.storage import write_atomically
+from ..it3.adaptation_config_it3 import SCOPES
+
+
+_HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
+_CHOSEN_KEYS = ("adaptation", "reference_distance", "calibration_corruptions")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options named as the arguments of [`~hf_it3.calibration.calibrate`]."""
+    parser.add_argument("model", metavar="MODEL", help="Hub name or path")
+    parser.add_argument("--dataset", required=True, help="Hub name, path, or 'digits'")
+    parser.add_argument("--config_name", help="configuration of the data set")
+    parser.add_argument("--split", help="held-out images, 'test' or 'test[:2000]' (default: validation, else test)")
+    parser.add_argument("--reference_split", help="clean images for the gate's reference (default: the held-out ones)")
+    parser.add_argument("--image_column", help="default: image, img or pixel_values")
+    parser.add_argument("--label_column", help="default: label, labels or fine_label")
+    parser.add_argument("--scope", choices=SCOPES, help="who shares adapted weights (default: the model's own)")
+    parser.add_argument(
+        "--corruptions", metavar="NAMES", help="suites and names with commas (default: four for the model's channels)"
+    )
+    parser.add_argument("--severity", type=int, default=3, help="1 to 5 (default: 3)")
+    parser.add_argument(
+        "--num_samples",
+        type=int,
+        default=DEFAULT_NUM_SAMPLES,
+        metavar="N",
+        help=f"so many images (default: {DEFAULT_NUM_SAMPLES})",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, metavar="N", help="images that adapt together (default: the model's own)"
+    )
+    parser.add_argument(
+        "--max_clean_loss", type=float, default=0.3, metavar="POINTS", help="allowed on clean images (default: 0.3)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of corruptions and order (default: 0)")
+    parser.add_argument("--output_dir", metavar="DIR", help="save a calibrated copy here (default: change MODEL)")
+    parser.add_argument("--no_progress", action="store_true", help="show no progress bar")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Calibrates in the main process, saves, and prints the table."""
+    if not process_state().is_main_process:
+        return
+    output_dir = arguments.output_dir
+    if output_dir is None and not os.path.isdir(arguments.model):
+        raise ValueError(
+            f"{arguments.model!r} is not a local folder, so it cannot be changed in place; pass --output_dir"
+        )
+    splits = load_images(arguments.dataset, arguments.config_name)
+    split = arguments.split or _held_out_split(splits)
+    dataset = select_split(splits, split)
+    reference = None if arguments.reference_split is None else select_split(splits, arguments.reference_split)
+    loaded = load_model(arguments.model)
+    same = ("scope", "corruptions", "severity", "num_samples", "batch_size", "max_clean_loss", "seed")
+    result = calibrate(
+        loaded.model,
+        loaded.image_processor,
+        dataset,
+        **{name: getattr(arguments, name) for name in (*same, "image_column", "label_column")},
+        reference_dataset=reference,
+        show_progress=not arguments.no_progress,
+    )
+    folder = save_calibrated(loaded, result, arguments.model if output_dir is None else output_dir)
+    files = result.save(folder)
+    print(result.table())
+    print(f"Chosen on {split}; {', '.join([CONFIG_NAME, *files])} are in {folder}")
+
+
+def _held_out_split(splits: Any) -> str:
+    for name in _HELD_OUT_SPLITS:
+        if name in splits:
+            return name
+    raise ValueError(
+        f"the data set has none of the splits {', '.join(_HELD_OUT_SPLITS)}, only {', '.join(map(str, splits))}; name "
+        "images that the model was not trained on with --split, 'train[50000:]' for example"
+    )
+
+
+def save_calibrated(loaded: LoadedModel, result: CalibrationResult, folder: str | os.PathLike) -> Path:
+    """Saves a calibrated model in a folder; where that is the model's own, only three keys of its config change.
+
+    Returns:
+        The folder.
+    """
+    path = Path(folder)
+    config_path = path / CONFIG_NAME
+    if not os.path.isdir(loaded.name) or path.resolve() != Path(loaded.name).resolve():
+        loaded.model.save_pretrained(path)
+        loaded.image_processor.save_pretrained(path)
+        return path
+    # The rest stays as it is, also what this version does not know, and references to code of the model's own.
+    content = json.loads(config_path.read_text(encoding="utf-8"))
+    ours = loaded.model.config.to_dict()
+    content.update({key: ours[key] for key in _CHOSEN_KEYS})
+    write_atomically(config_path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    return path

@@ -1,0 +1,28 @@
+"""Pushes a saved model with its image processor and card to the Hub, in one commit."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options named as the arguments of [`~hf_it3.hub.push.push_directory`]."""
+    parser.add_argument("directory", metavar="DIR", help="where save_pretrained or IT3Trainer saved the model")
+    parser.add_argument("repo_id", metavar="user/name")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to; created if it does not exist")
+    parser.add_argument("--include_code", action="store_true", help="for users who do not have hf_it3 installed")
+    parser.add_argument("--commit_message", default="Upload model", metavar="TEXT")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Pushes, and prints where the commit is."""
+    from ..hub.push import push_directory
+
+    commit = push_directory(
+        arguments.directory,
+        arguments.repo_id,
+        private=arguments.private,
+        revision=arguments.revision,
+        include_code=arguments.include_code,
+        commit_message=arguments.commit_message,
+    )
+    print(commit.commit_url)

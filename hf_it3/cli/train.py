@@ -1,0 +1,210 @@
+"""Trains an idempotent classifier: the tutorial's network, or any image classifier, wrapped.
+
+Takes every field of IT3TrainingArguments beside the options for model and data, and runs alone, under torchrun and
+under accelerate launch. Trains, and evaluates if there is a split for it; --do_train or --do_eval asks for one alone.
+
+  hf-it3 train --backbone microsoft/resnet-18 --dataset food101 --output_dir runs/food
+  torchrun --nproc_per_node 2 -m hf_it3.cli train --dataset digits --output_dir runs/digits \\
+      --learning_rate 1e-3 --num_train_epochs 15
+"""
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from transformers import HfArgumentParser
+
+from ..training.training_arguments import IT3TrainingArguments
+
+
+if TYPE_CHECKING:
+    from ..it3.modeling_it3 import IT3ForImageClassification
+    from ..training.trainer import IT3Trainer
+
+
+CNN = "cnn"
+_CHECKED = ("neutral_signal", "idempotence_weight", "distance")
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained. What is left out stays as in a trained idempotent model, or is IT3Config's default."""
+
+    backbone: str = field(
+        default=CNN,
+        metadata={"help": "Hub name or path of an image classifier or idempotent model; 'cnn': a small new one."},
+    )
+    injection_layer: str | None = field(
+        default=None, metadata={"help": "Layer whose output receives the label signal; see hf-it3 inspect --layers."}
+    )
+    neutral_signal: str | None = field(
+        default=None, metadata={"help": "What the first pass injects.", "choices": ["none", "zeros", "uniform"]}
+    )
+    idempotence_weight: float | None = field(default=None, metadata={"help": "Weight of the second pass's loss."})
+    distance: str | None = field(default=None, metadata={"help": "Idempotence distance, see AdaptationConfig."})
+    adaptation: str | None = field(
+        default=None,
+        metadata={"help": "Adaptation settings for the model to carry, as JSON: '{\"num_steps\": 3}'."},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the backbone."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "'eager' or 'sdpa', for transformers."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Allow the backbone's own code to run."})
+
+
+@dataclass
+class DataArguments:
+    """Which images it is trained on."""
+
+    dataset: str = field(
+        default="digits", metadata={"help": "'digits' (bundled), a Hub name, a local data set or a folder of images."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_split: str = field(
+        default="train", metadata={"help": "Split to train on, or a range of one: 'train[:50000]'."}
+    )
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on; by default the first of 'validation' and 'test'."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read the data set while training; needs max_steps."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many images."})
+
+
+_GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, IT3TrainingArguments)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The fields of all three groups, as `HfArgumentParser` reads them."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    for group in _GROUPS:
+        options = parser.add_argument_group(group.__name__)
+        for action in HfArgumentParser(group, add_help=False)._actions:
+            options._add_action(action)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains, evaluates and saves what the arguments ask for, and prints the metrics."""
+    model_arguments, data_arguments, training_arguments = (_collect(group, arguments) for group in _GROUPS)
+    train(model_arguments, data_arguments, training_arguments)
+
+
+def _collect(group: type, arguments: argparse.Namespace) -> Any:
+    names = [item.name for item in dataclasses.fields(group) if item.init]
+    return group(**{name: getattr(arguments, name) for name in names})
+
+
+def train(
+    model_arguments: ModelArguments, data_arguments: DataArguments, arguments: IT3TrainingArguments
+) -> "IT3Trainer":
+    """The command as a function.
+
+    Returns:
+        The [`~hf_it3.IT3Trainer`], after training and evaluation.
+
+    Raises:
+        ValueError: if a split is missing, or an option does not fit the model.
+    """
+    from transformers import set_seed
+
+    from ..data import class_names, first_rows, load_images, select_split
+    from ..training.trainer import IT3Trainer
+
+    set_seed(arguments.seed)
+    with arguments.main_process_first(desc="loading the data set"):
+        splits = load_images(data_arguments.dataset, data_arguments.dataset_config, data_arguments.streaming)
+    eval_name = data_arguments.eval_split or next((name for name in ("validation", "test") if name in splits), None)
+    _choose_what_to_do(arguments, can_evaluate=eval_name is not None)
+    train_split = eval_split = None
+    if arguments.do_train:
+        train_split = first_rows(select_split(splits, data_arguments.train_split), data_arguments.max_train_samples)
+    if arguments.do_eval:
+        eval_split = first_rows(select_split(splits, eval_name or "test"), data_arguments.max_eval_samples)
+    names = class_names(eval_split if train_split is None else train_split, arguments.label_column)
+    model = _build_model(model_arguments, names)
+    trainer = IT3Trainer(model, arguments, train_dataset=train_split, eval_dataset=eval_split)
+    if arguments.do_train:
+        result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+        trainer.save_model()
+        trainer.save_state()
+        _report(trainer, "train", result.metrics)
+    if arguments.do_eval:
+        _report(trainer, "eval", trainer.evaluate())
+    if arguments.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+def _choose_what_to_do(arguments: IT3TrainingArguments, can_evaluate: bool) -> None:
+    """Trains and evaluates where nothing was asked for; evaluation during training is nothing asked for in itself."""
+    if arguments.do_train or (arguments.do_eval and arguments.eval_strategy == "no"):
+        return
+    arguments.do_train = True
+    arguments.do_eval = arguments.do_eval or can_evaluate
+
+
+def _report(trainer: "IT3Trainer", name: str, metrics: dict[str, float]) -> None:
+    trainer.log_metrics(name, metrics)
+    trainer.save_metrics(name, metrics)
+
+
+def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3ForImageClassification":
+    from transformers import AutoConfig
+
+    from ..it3.configuration_cnn_it3 import IT3CNNConfig
+    from ..it3.configuration_it3 import IT3Config
+    from ..it3.modeling_it3 import IT3ForImageClassification
+
+    values: dict[str, Any] = {
+        "injection_layer": arguments.injection_layer,
+        "neutral_signal": arguments.neutral_signal,
+        "idempotence_weight": arguments.idempotence_weight,
+        "distance": arguments.distance,
+        "adaptation": _parse_adaptation(arguments.adaptation),
+    }
+    values = {name: value for name, value in values.items() if value is not None}
+    if names is not None:
+        values["id2label"] = dict(enumerate(names))
+        values["label2id"] = {name: index for index, name in enumerate(names)}
+    if arguments.backbone == CNN:
+        return IT3ForImageClassification.from_backbone(IT3CNNConfig(), **values)
+    hub: dict[str, Any] = {"revision": arguments.model_revision, "attn_implementation": arguments.attn_implementation}
+    hub = {name: value for name, value in hub.items() if value is not None}
+    if arguments.trust_remote_code:
+        hub["trust_remote_code"] = True
+    config = AutoConfig.from_pretrained(arguments.backbone, **hub)
+    if isinstance(config, IT3Config):
+        # Loading takes these as they are; a new configuration says which of them is wrong.
+        IT3Config(**{name: values[name] for name in _CHECKED if name in values})
+        _check_trained(arguments.backbone, config, values)
+        return IT3ForImageClassification.from_pretrained(arguments.backbone, **values, **hub)
+    return IT3ForImageClassification.from_backbone(arguments.backbone, **values, **hub)
+
+
+def _check_trained(name: str, config: Any, values: dict[str, Any]) -> None:
+    """Refuses what the trained label embedder of an idempotent model rules out."""
+    layer = values.get("injection_layer", config.injection_layer)
+    if layer != config.injection_layer:
+        raise ValueError(
+            f"--injection_layer {layer} does not fit {name}, whose label embedder is trained for "
+            f"{config.injection_layer!r}; leave it out, or start from the classifier that was wrapped"
+        )
+    names = values.get("id2label")
+    if names is not None and len(names) != config.num_labels:
+        raise ValueError(
+            f"the data set has {len(names)} classes and {name} has {config.num_labels}, which its label embedder is "
+            "trained for; start from the classifier that was wrapped"
+        )
+
+
+def _parse_adaptation(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--adaptation must be JSON such as '{{\"num_steps\": 3}}', got {text!r}: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--adaptation must be a JSON object such as '{{\"num_steps\": 3}}', got {text!r}")
+    return values

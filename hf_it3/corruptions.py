@@ -1,0 +1,26 @@
+"""Corruptions of images under their public name; they live in `hf_it3.evaluation.corruptions`."""
+
+from .evaluation.corruptions import (
+    SEVERITIES,
+    Corruption,
+    CorruptionTransform,
+    corrupt,
+    corruption_gallery,
+    get_corruption,
+    list_corruptions,
+    list_suites,
+    register,
+)
+
+
+__all__ = [
+    "SEVERITIES",
+    "Corruption",
+    "CorruptionTransform",
+    "corrupt",
+    "corruption_gallery",
+    "get_corruption",
+    "list_corruptions",
+    "list_suites",
+    "register",
+]

@@ -1,0 +1,130 @@
+"""The settings that calibration tries: a few values for one property after the other, from the best so far."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from ...it3.adaptation_config_it3 import AdaptationConfig
+from ...it3.shell_it3 import select_parameters
+
+
+NUM_STEPS = (1, 3, 5, 10)
+LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+DIVERSITY_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
+GATES = (None, 1.0, 5.0, 10.0)
+AUGMENTATIONS = (4, 8, 16)
+# Of one image alone: steps and learning rate, with augmentations and without.
+IMAGE_STEPS = ((1, 1e-4), (1, 1e-3), (3, 3e-4))
+# Norm layers and biases are few values, which take larger steps.
+FEW_PARAMETERS_RATE = 3.0
+
+_START = "start"
+# What the grid chooses. Everything else stays as the model's own settings have it.
+_CHOSEN_FIELDS = ("num_steps", "learning_rate", "parameters", "norm_statistics", "gate")
+_CHOSEN_FOR_IMAGES = ("augmentations", "augmentation_steps")
+_CHOSEN_FOR_GROUPS = ("diversity_weight",)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A property, and what to try for it given the best settings so far."""
+
+    name: str
+    candidates: Callable[[AdaptationConfig], list[AdaptationConfig]]
+
+
+def do_nothing(settings: AdaptationConfig) -> AdaptationConfig:
+    """The same settings without any adaptation: the first pass answers."""
+    return settings.replace(num_steps=0, augmentations=0, norm_statistics="source")
+
+
+def adapts_image_by_image(settings: AdaptationConfig) -> bool:
+    """Whether every image is on its own: in scope `"image"`, and in batches of one."""
+    return settings.scope == "image" or (settings.scope == "batch" and settings.batch_size == 1)
+
+
+def make_stages(model: nn.Module, own: AdaptationConfig) -> list[Stage]:
+    """The stages of the search for a model, in their order; those that mean nothing for it are left out.
+
+    Scopes `"batch"` and `"stream"`: statistics (models with BatchNorm: mixed and of the batch, with and without
+    steps), steps x learning rate, diversity weight, parameters (norm layers, biases), gate.
+    Scope `"image"`, and batches of one: augmentations (averaged over, without steps), steps x learning rate (of an
+    image's augmentations, and of the image alone), statistics, parameters, gate.
+
+    Args:
+        model: the model.
+        own: its own settings, which the search starts from.
+    """
+    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    statistics = [Stage("statistics", _statistics)] if has_batch_norm else []
+    parameters = [Stage("parameters", lambda best: list(_parameters(model, best))), Stage("gate", _gates)]
+    start = Stage(_START, lambda best: [own, _with_defaults(own)])
+    if adapts_image_by_image(own):
+        augmentations = Stage("augmentations", _augmentations)
+        return [start, augmentations, Stage("steps x rate", _image_steps), *statistics, *parameters]
+    return [start, *statistics, Stage("steps x rate", _steps), Stage("diversity", _diversity), *parameters]
+
+
+def _with_defaults(own: AdaptationConfig) -> AdaptationConfig:
+    defaults = AdaptationConfig()
+    fields = _CHOSEN_FIELDS + (_CHOSEN_FOR_IMAGES if adapts_image_by_image(own) else _CHOSEN_FOR_GROUPS)
+    return own.replace(**{name: getattr(defaults, name) for name in fields})
+
+
+def _steps_of(settings: AdaptationConfig) -> int:
+    """Optimizer steps that images take with these settings."""
+    if adapts_image_by_image(settings) and settings.augmentations and settings.augmentation_steps is not None:
+        return settings.augmentation_steps
+    return settings.num_steps
+
+
+def _statistics(best: AdaptationConfig) -> list[AdaptationConfig]:
+    if adapts_image_by_image(best):
+        return [best.replace(norm_statistics="mixed")]  # one image's own are those of nothing else
+    choices = [best.replace(norm_statistics=name) for name in ("mixed", "batch")]
+    return [*choices, *(choice.replace(num_steps=0) for choice in choices)]
+
+
+def _steps(best: AdaptationConfig) -> list[AdaptationConfig]:
+    if callable(best.optimizer):
+        return [best.replace(num_steps=steps) for steps in NUM_STEPS]  # it brings its own learning rate
+    return [best.replace(num_steps=steps, learning_rate=rate) for rate in LEARNING_RATES for steps in NUM_STEPS]
+
+
+def _diversity(best: AdaptationConfig) -> list[AdaptationConfig]:
+    if not best.num_steps:
+        return []
+    return [best.replace(diversity_weight=weight) for weight in DIVERSITY_WEIGHTS]
+
+
+def _augmentations(best: AdaptationConfig) -> list[AdaptationConfig]:
+    return [best.replace(augmentations=count, augmentation_steps=0) for count in AUGMENTATIONS]
+
+
+def _image_steps(best: AdaptationConfig) -> list[AdaptationConfig]:
+    augmented = best if best.augmentations else best.replace(augmentations=AdaptationConfig().augmentations)
+    pairs = IMAGE_STEPS
+    return [
+        *(augmented.replace(augmentation_steps=steps, learning_rate=rate) for steps, rate in pairs),
+        *(best.replace(augmentations=0, num_steps=steps, learning_rate=rate) for steps, rate in pairs),
+    ]
+
+
+def _parameters(model: nn.Module, best: AdaptationConfig) -> Iterator[AdaptationConfig]:
+    if not _steps_of(best):
+        return
+    for choice in ("norm", "bias", "all"):
+        try:
+            select_parameters(model, choice)
+        except ValueError:
+            continue  # the model has none
+        few = choice != "all" and best.parameters == "all"
+        for factor in (1.0, FEW_PARAMETERS_RATE) if few else (1.0,):
+            yield best.replace(parameters=choice, learning_rate=best.learning_rate * factor)
+
+
+def _gates(best: AdaptationConfig) -> list[AdaptationConfig]:
+    if best.adapts_alone(best.batch_size) and not _steps_of(best):
+        return []  # averaging over augmentations is not gated
+    return [best.replace(gate=gate) for gate in GATES]

@@ -1,0 +1,251 @@
+"""What calibration found: as a table, a plot and `calibration.json`."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...it3.adaptation_config_it3 import AdaptationConfig
+from ...it3.configuration_it3 import IT3Config
+from ...utils import new_figure
+from ..conditions import CLEAN
+from ..storage import write_atomically
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REPORT_FILE = "calibration.json"
+PLOT_FILE = "calibration.png"
+
+
+@dataclass
+class Trial:
+    """Settings, and which images a model with them classified correctly.
+
+    Args:
+        stage (`str`): the stage of the search that they come from, `"none"` for the plain model.
+        settings ([`AdaptationConfig`]): the settings.
+        correct (`dict[str, Tensor]`): for each condition, `"clean"` first, shape `(N,)` of bool. Conditions after the
+            clean one are missing where the settings lose too much there.
+        admissible (`bool`): whether they lose no more on clean images than is allowed.
+    """
+
+    stage: str
+    settings: AdaptationConfig
+    correct: dict[str, Tensor]
+    admissible: bool = True
+
+    @property
+    def num_images(self) -> int:
+        """Images that each condition was measured on."""
+        return len(self.correct[CLEAN])
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Accuracy under each condition, a fraction."""
+        return {name: correct.double().mean().item() for name, correct in self.correct.items()}
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean accuracy over the corruptions, a fraction; NaN if they were not measured."""
+        corrupted = [value for name, value in self.accuracy.items() if name != CLEAN]
+        return sum(corrupted) / len(corrupted) if corrupted else math.nan
+
+    def answers_as(self, other: "Trial") -> bool:
+        """Whether both are right and wrong on the same images under every condition."""
+        return self.correct.keys() == other.correct.keys() and all(
+            torch.equal(correct, other.correct[name]) for name, correct in self.correct.items()
+        )
+
+    def gain_over(self, other: "Trial") -> tuple[float, float]:
+        """Gain in mean accuracy over the corruptions, a fraction, and its standard error over the images."""
+        names = [name for name in self.correct if name != CLEAN]
+        gains = torch.stack([self.correct[name].double() - other.correct[name].double() for name in names]).mean(0)
+        return gains.mean().item(), gains.std().item() / math.sqrt(len(gains))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `mean_accuracy` is `None` where the corruptions were not measured."""
+        mean = self.mean_accuracy
+        return {
+            "stage": self.stage,
+            "num_images": self.num_images,
+            "admissible": self.admissible,
+            "accuracy": self.accuracy,
+            "mean_accuracy": None if math.isnan(mean) else mean,
+            "adaptation": self.settings.to_dict(),
+        }
+
+
+@dataclass
+class CalibrationResult:
+    """What [`~hf_it3.calibration.calibrate`] chose, and from what.
+
+    Args:
+        own ([`AdaptationConfig`]): the settings that the model had.
+        baseline ([`Trial`]): the model without adaptation, on all images.
+        chosen ([`Trial`]): the best settings on all images; the baseline if none is better.
+        trials (`list[Trial]`): everything that was tried, in order, on the screening images and on all.
+        corruptions (`list[str]`): qualified names of the corruptions.
+        severity (`int`): of those that have severities.
+        max_clean_loss (`float`): allowed loss on clean images, in points.
+        seed (`int`): of corruptions and order.
+        reference_distance (`dict`): the clean reference of the gate.
+    """
+
+    own: AdaptationConfig
+    baseline: Trial
+    chosen: Trial
+    trials: list[Trial]
+    corruptions: list[str]
+    severity: int
+    max_clean_loss: float
+    seed: int
+    reference_distance: dict[str, Any]
+
+    @property
+    def settings(self) -> AdaptationConfig:
+        """The chosen settings."""
+        return self.chosen.settings
+
+    @property
+    def improves(self) -> bool:
+        """Whether any settings beat doing nothing."""
+        return self.chosen is not self.baseline
+
+    def apply(self, config: IT3Config) -> None:
+        """Writes settings, clean reference and names of the corruptions into a model's configuration."""
+        config.adaptation = self.settings.replace()
+        config.reference_distance = dict(self.reference_distance)
+        config.calibration_corruptions = list(self.corruptions)
+
+    def verdict(self) -> str:
+        """One sentence about what was chosen."""
+        tried = len({repr(trial.settings) for trial in self.trials})
+        if not self.improves:
+            return (
+                f"None of {tried} settings beats doing nothing at a clean loss of at most {self.max_clean_loss:g} "
+                "points: adaptation is turned off (num_steps=0)."
+            )
+        changes = describe_changes(self.settings, self.own)
+        gains = f"{_gain(self.chosen, self.baseline)} over doing nothing"
+        for trial in self.trials:
+            if trial.settings == self.own != self.settings and trial.stage == "final" and trial.admissible:
+                gains += f", {_gain(self.chosen, trial)} over the model's own settings"
+        return (
+            f"Chosen from {tried} settings: {changes}. Mean gain in points, with its standard error over images: "
+            f"{gains}. It is that on the images and corruptions that chose it: measure it on others."
+        )
+
+    def table(self) -> str:
+        """Accuracy in percent without and with the chosen settings, every row of the grid, and the verdict."""
+        rows = [["", "without", "with"]]
+        rows += [[name, *(_percent(trial.accuracy[name]) for trial in self._pair)] for name in self.baseline.correct]
+        rows.append(["mean of corruptions", *(_percent(trial.mean_accuracy) for trial in self._pair)])
+        settings = self.settings
+        head = (
+            f"Accuracy in percent, {self.baseline.num_images} held-out images, scope {settings.scope}, batches of "
+            f"{settings.batch_size}, severity {self.severity}"
+        )
+        grid = [["stage", "images", "clean", "corrupted", "settings"]]
+        for trial in self.trials:
+            mean = _percent(trial.mean_accuracy) + ("" if trial.admissible else " clean loss")
+            clean = _percent(trial.accuracy[CLEAN])
+            grid.append(
+                [trial.stage, str(trial.num_images), clean, mean.strip(), describe_changes(trial.settings, self.own)]
+            )
+        return "\n".join([head, *_aligned(rows), "", *_aligned(grid), "", self.verdict()])
+
+    @property
+    def _pair(self) -> tuple[Trial, Trial]:
+        return self.baseline, self.chosen
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in `calibration.json`; accuracies are fractions."""
+        gain, error = self.chosen.gain_over(self.baseline)
+        return {
+            "improves": self.improves,
+            "verdict": self.verdict(),
+            "adaptation": self.settings.to_dict(),
+            "previous_adaptation": self.own.to_dict(),
+            "reference_distance": self.reference_distance,
+            "corruptions": self.corruptions,
+            "severity": self.severity,
+            "max_clean_loss": self.max_clean_loss,
+            "seed": self.seed,
+            "gain": gain,
+            "gain_standard_error": error,
+            "without": self.baseline.to_dict(),
+            "with": self.chosen.to_dict(),
+            "trials": [trial.to_dict() for trial in self.trials],
+        }
+
+    def plot(self) -> "Figure":
+        """Bars of accuracy without and with adaptation under each condition.
+
+        Raises:
+            ImportError: if matplotlib is missing.
+        """
+        names = list(self.baseline.correct)
+        figure, axes = new_figure(2.0 + 1.3 * len(names), 3.8)
+        axis = axes[0]
+        looks = (("without adaptation", "#9aa5b1"), ("with adaptation", "#f2a33a"))
+        for side, (trial, (label, color)) in enumerate(zip(self._pair, looks, strict=True)):
+            positions = [index + 0.38 * side - 0.19 for index in range(len(names))]
+            values = [100 * trial.accuracy[name] for name in names]
+            bars = axis.bar(positions, values, width=0.36, label=label, color=color, edgecolor="#39424e")
+            axis.bar_label(bars, fmt="%.1f", fontsize=8)
+        axis.set_xticks(range(len(names)), [name.rpartition("/")[2].replace("_", "\n") for name in names])
+        axis.set_ylabel("accuracy (%)")
+        axis.set_ylim(0, 112)
+        axis.grid(axis="y", linestyle="--", alpha=0.5)
+        axis.set_axisbelow(True)
+        axis.legend(loc="upper right", frameon=False, ncols=2)
+        return figure
+
+    def save(self, folder: str | os.PathLike) -> list[str]:
+        """Writes `calibration.json`, and `calibration.png` where matplotlib is installed.
+
+        Returns:
+            The names of the files.
+        """
+        folder = Path(folder)
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        write_atomically(folder / REPORT_FILE, text.encode())
+        try:
+            figure = self.plot()
+        except ImportError:
+            return [REPORT_FILE]
+        figure.savefig(folder / PLOT_FILE, dpi=150)
+        return [REPORT_FILE, PLOT_FILE]
+
+
+def describe_changes(settings: AdaptationConfig, own: AdaptationConfig) -> str:
+    """The settings that differ from a model's own: `"num_steps=3, gate=None"`."""
+    ours, theirs = settings.to_dict(), own.to_dict()
+    changes = [f"{name}={_short(value)}" for name, value in ours.items() if value != theirs[name]]
+    return ", ".join(changes) or "the model's own settings"
+
+
+def _gain(trial: Trial, other: Trial) -> str:
+    gain, error = trial.gain_over(other)
+    return f"{100 * gain:+.1f} ({100 * error:.1f})"
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _percent(fraction: float) -> str:
+    return "" if math.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

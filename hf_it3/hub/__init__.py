@@ -1,0 +1,1 @@
+"""The Hub: pushing models, deltas of adapted models, and model cards."""

@@ -1,0 +1,77 @@
+"""Saving of adapted models as a delta: the tensors that differ from the base model, and a reference to it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers.utils import logging
+
+from ..it3.loading_it3 import DELTA_NAME, is_delta
+from .card_facts import public_id
+
+
+logger = logging.get_logger(__name__)
+
+
+def save_delta(model: Any, directory: Any) -> Path:
+    """Saves configuration and changed tensors of an adapted model.
+
+    The base model is loaded, at the revision that was adapted, and compared bit by bit.
+
+    Args:
+        model ([`IT3ForImageClassification`]): from [`TestTimeAdapter.adapted_model`], its base loaded from the Hub.
+        directory (`str` or `PathLike`): where to save.
+
+    Returns:
+        The path of the file of changed tensors.
+
+    Raises:
+        ValueError: if the base is not known to the Hub at an exact revision: nobody could load the result.
+    """
+    provenance = model.config.base_model
+    if not provenance:
+        raise ValueError(
+            "delta=True saves what adaptation changed, but this model was not adapted (config.base_model is empty); "
+            "take TestTimeAdapter.adapted_model(), or save the whole model"
+        )
+    name, revision = provenance.get("name_or_path"), provenance.get("revision")
+    if public_id(name) is None or not revision:
+        raise ValueError(
+            f"delta=True refers to the base model by repository and revision, but it was loaded from {name!r} at "
+            f"revision {revision!r}; push the base model first, load it from the Hub and adapt that, or save the "
+            "whole model"
+        )
+    base = type(model).from_pretrained(name, revision=revision, dtype=model.dtype)
+    reference = {"name_or_path": name, "revision": revision}
+    if is_delta(base.config.base_model):
+        reference = base.config.base_model["delta_of"]
+        base = type(model).from_pretrained(**_loading(reference), dtype=model.dtype)
+    changed = changed_tensors(model, base)
+    if not changed:
+        logger.warning(f"No weight differs from {name}: the model was never adapted, the delta is empty.")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    config.base_model = {**provenance, "weights": "delta", "delta_of": reference}
+    config.architectures = [type(model).__name__]
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.save_pretrained(directory)
+    save_file(changed, directory / DELTA_NAME, metadata={"format": "pt"})
+    for stale in directory.glob("model*.safetensors*"):
+        stale.unlink()
+    return directory / DELTA_NAME
+
+
+def changed_tensors(model: Any, base: Any) -> dict[str, torch.Tensor]:
+    """The entries of the model's state dict that differ from the base model's, each in memory of its own."""
+    before = base.state_dict()
+    return {
+        name: value.detach().cpu().clone().contiguous()
+        for name, value in model.state_dict().items()
+        if name not in before or not torch.equal(value.cpu(), before[name].cpu())
+    }
+
+
+def _loading(reference: dict[str, Any]) -> dict[str, Any]:
+    return {"pretrained_model_name_or_path": reference["name_or_path"], "revision": reference["revision"]}

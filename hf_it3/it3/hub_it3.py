@@ -1,0 +1,115 @@
+"""Loading, saving and pushing of idempotent models."""
+
+import importlib
+import os
+from types import ModuleType
+from typing import Any, TypeVar
+
+from .backbones_it3 import check_rebuildable
+from .interface_it3 import IdempotentModel
+from .loading_it3 import load
+from .remote_code_it3 import is_remote_code, write_code
+
+
+_Model = TypeVar("_Model", bound="HubMixin")
+
+
+class HubMixin(IdempotentModel):
+    """What [`IT3ForImageClassification`] adds to loading, saving and pushing of `PreTrainedModel`."""
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Model], pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+    ) -> _Model:
+        """Loads a saved model, whole or as a delta; see `PreTrainedModel.from_pretrained` for the arguments, and
+        `embedder` for models with a label embedder of their own.
+
+        Raises:
+            ValueError: if weights are missing (those of the embedder for instance), corrupt, pickled, or do not fit.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = load(cls, super().from_pretrained, pretrained_model_name_or_path, model_args, kwargs)
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks weights of {cls.__name__}: {', '.join(missing[:4])}"
+                f"{', ...' if len(missing) > 4 else ''}; wrap a plain classifier with {cls.__name__}.from_backbone"
+            )
+        # A tuple if it is asked for, which the hint leaves out, as that of `PreTrainedModel` does.
+        loaded: Any = (model, info) if with_info else model
+        return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Any] | None = None,
+        push_to_hub: bool = False,
+        *args: Any,
+        delta: bool = False,
+        include_code: bool = False,
+        repo_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Saves weights, embedder and signal statistics included, and configuration; see `PreTrainedModel`.
+
+        Args:
+            save_directory (`str` or `PathLike`): where to save.
+            delta (`bool`): for adapted models: save only what adaptation changed, and refer to the base model.
+            include_code (`bool`): save the code as well, for those who load the model without this package. A model
+                that was itself loaded as remote code always brings its code.
+            push_to_hub (`bool`), repo_id (`str`, *optional*): push as well, see [`push_to_hub`].
+            is_main_process, state_dict, args, kwargs: as in `PreTrainedModel`.
+
+        Raises:
+            ValueError: if the backbone is a plain `nn.Module` or the configuration holds a callable.
+        """
+        check_rebuildable(self.config.backbone_config, self.backbone)
+        if delta:
+            self._hub_room("delta").save_delta(self, save_directory)
+        else:
+            own = self.config.base_model
+            self.config.base_model = _of_whole_model(own)
+            try:
+                # Not pushed by it, but below, with card and image processor.
+                super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
+            finally:
+                self.config.base_model = own
+        if is_main_process and (include_code or is_remote_code(self)):
+            write_code(save_directory)
+        if push_to_hub:
+            repo_id = repo_id or os.path.basename(os.path.normpath(save_directory))
+            names = ("token", "private", "revision", "create_pr", "commit_message")
+            hub = {name: kwargs[name] for name in names if name in kwargs}
+            self.push_to_hub(repo_id, delta=delta, include_code=include_code, **hub)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override] # see `IdempotentModel`
+        """Pushes weights, configuration, image processor and model card to the Hub, in one commit.
+
+        Args:
+            repo_id (`str`): `"user/name"`.
+            kwargs: those of `PreTrainedModel.push_to_hub`, and `delta`, `include_code`, `image_processor`,
+                `data_description`, `card`: see [`~hf_it3.hub.push.push_model`].
+
+        Raises:
+            HfHubHTTPError: the client's own exceptions, for access and connection.
+        """
+        if is_remote_code(self):
+            return super().push_to_hub(repo_id, **kwargs)
+        return self._hub_room("push").push_model(self, repo_id, **kwargs)
+
+    def _hub_room(self, name: str) -> ModuleType:
+        """A module of `hf_it3.hub`, which does not travel with the weights."""
+        if is_remote_code(self):
+            raise ImportError(f"a model loaded as remote code has no {name!r}; pip install hf-it3, and import hf_it3")
+        return importlib.import_module(f"hf_it3.hub.{name}")
+
+
+def _of_whole_model(base_model: dict | None) -> dict | None:
+    """Where an adapted model came from, as it is written beside its whole weights: without any local path."""
+    if not base_model:
+        return base_model
+    kept = {key: value for key, value in base_model.items() if key not in ("weights", "delta_of")}
+    name = kept.get("name_or_path")
+    if name and os.path.isdir(name):
+        kept["name_or_path"] = os.path.basename(os.path.abspath(name))
+    return kept

@@ -1,0 +1,315 @@
+"""An image classifier that also takes a label signal, around any backbone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput, logging
+
+from .adaptation_it3 import AdaptationOutput, TestTimeAdapter
+from .backbones_it3 import (
+    LOADING_ARGUMENTS,
+    backbone_logits,
+    build_backbone,
+    drop_weight_caches,
+    take_over,
+)
+from .batchnorm_it3 import split_batch_norms
+from .configuration_it3 import IT3Config
+from .hub_it3 import HubMixin
+from .injection_it3 import (
+    CheckpointInSamePass,
+    ForwardPass,
+    SignalInjection,
+    batch_norm_behind,
+    count_channels,
+    find_injection_layer,
+    get_injection_layer,
+    puts_channels_last,
+    running_pass,
+    suggest_injection_layer,
+)
+from .losses_it3 import fit_labels, guess_problem_type, supervised_loss
+from .modeling_cnn_it3 import init_like_torch
+from .objective_it3 import one_hot_signal
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class IT3ImageClassifierOutput(ModelOutput):
+    """Output of [`IT3ForImageClassification`].
+
+    Args:
+        loss (`Tensor` of shape `()`, *optional*): classification loss + idempotence_weight x idempotence loss.
+        logits (`Tensor` of shape `(B, num_labels)`): of the pass that was asked for; with labels, of the first pass.
+        signal_logits (`Tensor` of shape `(B, num_labels)`, *optional*): of the signal pass, given the true labels.
+        classification_loss (`Tensor` of shape `()`, *optional*): loss of the first pass.
+        idempotence_loss (`Tensor` of shape `()`, *optional*): loss of the signal pass.
+        hidden_states, attentions (*optional*): of the backbone, if asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    signal_logits: Tensor | None = None
+    classification_loss: Tensor | None = None
+    idempotence_loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class LabelEmbedder(nn.Sequential):
+    """Turns a label signal `(B, num_labels)` into an embedding `(B, channels)` for the injection layer.
+
+    Two linear layers with LeakyReLU behind each, as torch-ttt's `IT3Engine` builds them.
+
+    Args:
+        num_labels (`int`): width of the label signal.
+        channels (`int`): channels of the injection layer.
+    """
+
+    def __init__(self, num_labels: int, channels: int):
+        super().__init__(
+            nn.Linear(num_labels, channels), nn.LeakyReLU(), nn.Linear(channels, channels), nn.LeakyReLU()
+        )
+
+
+class IT3ForImageClassification(HubMixin, PreTrainedModel):
+    """An idempotent image classifier: `f(x)` classifies images, `f(x, s)` classifies them given a label signal.
+
+    Trained so that `f(x) = y` and `f(x, y) = y`, it can adapt itself at test time by making its own prediction a fixed
+    point (Durasov et al., IT3: Idempotent Test-Time Training, ICML 2025).
+
+    Args:
+        config ([`IT3Config`]): the configuration.
+        backbone (`nn.Module`, *optional*): the classifier to wrap; by default built from `config.backbone_config`.
+            Use [`~IT3ForImageClassification.from_backbone`] for trained ones.
+        embedder (`nn.Module`, *optional*): maps a label signal `(B, num_labels)` to `(B, channels)`; by default a
+            [`LabelEmbedder`].
+
+    Raises:
+        ValueError: if the injection layer does not exist or its channels cannot be told.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_it3 import IT3Config, IT3ForImageClassification
+    >>> model = IT3ForImageClassification(IT3Config(num_labels=10)).eval()
+    >>> images = torch.rand(4, 1, 28, 28)
+    >>> model(images).logits.shape
+    torch.Size([4, 10])
+    >>> model.adapt(images, gate=None).logits.shape
+    torch.Size([4, 10])
+
+    ```
+    """
+
+    config_class = IT3Config
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    supports_gradient_checkpointing = True
+    # The losses are means over the batch: Trainer has nothing to rescale.
+    accepts_loss_kwargs = False
+    # The backbone class decides; it is checked there.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: IT3Config, backbone: nn.Module | None = None, embedder: nn.Module | None = None):
+        super().__init__(config)
+        config.sync_backbone_labels()
+        self.backbone = build_backbone(config) if backbone is None else backbone
+        split_batch_norms(self.backbone)
+        drop_weight_caches(self.backbone)
+        channels = self._connect_injection_layer()
+        if embedder is None and config.embedder_class is not None:
+            raise ValueError(
+                f"this model was saved with a label embedder of its own ({config.embedder_class}); pass embedder=..., "
+                "an instance of that class"
+            )
+        if embedder is not None:
+            config.embedder_class = f"{type(embedder).__module__}.{type(embedder).__qualname__}"
+        self.embedder = LabelEmbedder(config.num_labels, channels) if embedder is None else embedder
+        self.post_init()
+
+    def _connect_injection_layer(self) -> int:
+        """Registers the hook that injects the embedded label signal, and returns its channels."""
+        config = self.config
+        if config.injection_layer is None:
+            config.injection_layer = find_injection_layer(self.backbone)
+        name = config.injection_layer
+        layer = get_injection_layer(self.backbone, name)
+        if config.injection_channels is None:
+            config.injection_channels = count_channels(layer, name)
+        if behind := batch_norm_behind(self.backbone, name):
+            logger.warning(
+                f"injection_layer={name!r} lies in front of the BatchNorm {behind!r}, which with batch statistics (in "
+                "training, and with norm_statistics='batch' or 'mixed') erases what a batch's signals have in common; "
+                f"injection_layer={behind!r} lies behind it"
+            )
+        better = suggest_injection_layer(self.backbone)
+        layer.register_forward_hook(SignalInjection(name, config.combine, puts_channels_last(layer), better))
+        return config.injection_channels
+
+    def _init_weights(self, module: nn.Module) -> None:
+        init_like_torch(module)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        super()._set_gradient_checkpointing(enable, CheckpointInSamePass(gradient_checkpointing_func), every_n_layers)
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: Any, *, embedder: nn.Module | None = None, **kwargs: Any
+    ) -> "IT3ForImageClassification":
+        """Wraps a classifier and keeps its weights; the caller's object is copied, not changed.
+
+        Args:
+            backbone: a Hub name or local path, a configuration (new weights), a `PreTrainedModel` (a headless one
+                gets pooling and a linear head), or an `nn.Module` from pixels to logits.
+            embedder (`nn.Module`, *optional*): as in the constructor.
+            kwargs: arguments of [`IT3Config`], and of `from_pretrained` (`revision`, `token`, `dtype`, ...) where a
+                name is given.
+
+        Raises:
+            TypeError: for any other kind of backbone.
+            ValueError: for invalid configuration values.
+
+        Example:
+
+        ```python
+        >>> from transformers import ResNetConfig
+        >>> from hf_it3 import IT3ForImageClassification
+        >>> backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+        >>> IT3ForImageClassification.from_backbone(backbone).config.injection_layer
+        'resnet.embedder'
+
+        ```
+        """
+        loading = {key: kwargs.pop(key) for key in LOADING_ARGUMENTS if key in kwargs}
+        module, values = take_over(backbone, kwargs, loading)
+        model = cls(IT3Config(**values), backbone=module, embedder=embedder)
+        first = next(module.parameters(), None)
+        if first is not None:
+            model.embedder.to(device=first.device, dtype=first.dtype)
+        return model.train(module.training)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        label_signal: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> IT3ImageClassifierOutput | tuple:
+        """Classifies a batch of images.
+
+        Args:
+            pixel_values (`Tensor` of shape `(B, C, H, W)`): images as the image processor returns them.
+            labels (`Tensor` of shape `(B,)`, or `(B, num_labels)` for several labels or regression, *optional*): with
+                labels alone, both passes run and the output has a loss.
+            label_signal (`Tensor` of shape `(B, num_labels)`, *optional*): probabilities, or a one-hot label, given to
+                the model; one pass runs.
+            return_dict (`bool`, *optional*): whether to return an [`IT3ImageClassifierOutput`] or a tuple.
+            kwargs: passed to the backbone.
+
+        Raises:
+            ValueError: if labels do not fit or are out of range, the signal has the wrong shape, or the injection
+                layer did not run.
+        """
+        if labels is None:
+            first = self._run(pixel_values, label_signal, **kwargs)
+            return self._output(first, return_dict)
+        problem_type = self.config.problem_type or guess_problem_type(labels)
+        first = self._run(pixel_values, label_signal, **kwargs)
+        labels = fit_labels(labels, first[0], problem_type)
+        classification_loss = supervised_loss(first[0], labels, problem_type)
+        if self.config.problem_type is None:
+            self.config.problem_type = problem_type
+            self.config.sync_backbone_labels()
+        if label_signal is not None:
+            return self._output(first, return_dict, loss=classification_loss)
+        signal = one_hot_signal(labels, self.config.num_labels, problem_type, first[0].dtype)
+        second = self._run(pixel_values, signal, **kwargs)
+        idempotence_loss = supervised_loss(second[0], labels, problem_type)
+        return self._output(
+            first,
+            return_dict,
+            loss=classification_loss + self.config.idempotence_weight * idempotence_loss,
+            signal_logits=second[0],
+            classification_loss=classification_loss.detach(),
+            idempotence_loss=idempotence_loss.detach(),
+        )
+
+    def _run(self, pixel_values: Tensor, label_signal: Tensor | None, **kwargs: Any) -> tuple[Tensor, Any]:
+        """One pass through the backbone: its logits and its whole output."""
+        if not isinstance(pixel_values, Tensor):
+            raise ValueError(f"pixel_values must be a tensor of shape (B, C, H, W), got {type(pixel_values).__name__}")
+        signal = self._neutral_signal(pixel_values) if label_signal is None else label_signal
+        forward_pass = ForwardPass(is_signal_pass=label_signal is not None)
+        if signal is not None:
+            forward_pass.embedding = self._embed(signal, len(pixel_values))
+        with running_pass(forward_pass):
+            output = self.backbone(pixel_values, **kwargs)
+        if signal is not None and not forward_pass.injected:
+            better = suggest_injection_layer(self.backbone)
+            example = f", for example {better!r}" if better not in (None, self.config.injection_layer) else ""
+            raise ValueError(
+                f"injection_layer={self.config.injection_layer!r} did not run in the forward pass of "
+                f"{type(self.backbone).__name__}; choose a layer that does{example}"
+            )
+        return backbone_logits(output, self.backbone), output
+
+    def _neutral_signal(self, pixel_values: Tensor) -> Tensor | None:
+        if self.config.neutral_signal == "none":
+            return None
+        value = 0.0 if self.config.neutral_signal == "zeros" else 1.0 / self.config.num_labels
+        return torch.full((len(pixel_values), self.config.num_labels), value, device=pixel_values.device)
+
+    def _embed(self, signal: Tensor, batch_size: int) -> Tensor:
+        expected = (batch_size, self.config.num_labels)
+        if tuple(signal.shape) != expected:
+            raise ValueError(f"label_signal must have shape {expected}, got {tuple(signal.shape)}")
+        parameters = list(self.embedder.parameters())  # torch 2.8 compiles no next() with a default
+        return self.embedder(signal.to(parameters[0].dtype) if parameters else signal)
+
+    def _output(
+        self, first: tuple[Tensor, Any], return_dict: bool | None, **fields: Any
+    ) -> IT3ImageClassifierOutput | tuple:
+        logits, backbone_output = first
+        values = {
+            "loss": None,
+            "logits": logits,
+            **fields,
+            "hidden_states": getattr(backbone_output, "hidden_states", None),
+            "attentions": getattr(backbone_output, "attentions", None),
+        }
+        if self.config.return_dict if return_dict is None else return_dict:
+            return IT3ImageClassifierOutput(**values)
+        return tuple(value for value in values.values() if value is not None)
+
+    def adapt(self, pixel_values: Tensor, **overrides: Any) -> AdaptationOutput:
+        """Adapts a copy of the model's weights to the images and classifies them with it; the model stays as it is.
+
+        Args:
+            pixel_values (`Tensor` of shape `(B, C, H, W)`): unlabelled images.
+            overrides: fields of [`AdaptationConfig`] that differ from `config.adaptation` in this call.
+
+        Raises:
+            ValueError: for unknown fields, and for scope `"stream"`, which needs a [`TestTimeAdapter`] to live in.
+        """
+        adapter = TestTimeAdapter(self, **overrides)
+        if adapter.config.scope == "stream":
+            raise ValueError(
+                "scope='stream' keeps weights between calls; create one TestTimeAdapter(model) and call it"
+            )
+        return adapter(pixel_values)

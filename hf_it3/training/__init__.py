@@ -1,0 +1,1 @@
+"""Training: `IT3Trainer`, its arguments and what they fill in."""

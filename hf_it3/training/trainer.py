@@ -1,0 +1,304 @@
+"""A Trainer for idempotent image classifiers."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
+from transformers.utils import logging
+
+from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, first_rows
+from ..it3.adaptation_it3 import TestTimeAdapter
+from ..it3.gate_it3 import idempotence_distances
+from ..it3.interface_it3 import IdempotentModel, idempotent_model
+from ..it3.shell_it3 import frozen_modes
+from ..utils import load_room
+from .trainer_defaults import check_losses, name_classes, prepare_model, with_defaults, with_our_arguments
+from .trainer_hub import TrainerHubMixin
+from .training_arguments import IT3TrainingArguments
+
+
+if TYPE_CHECKING:
+    from ..evaluation.calibration import CalibrationResult
+
+
+logger = logging.get_logger(__name__)
+
+_LOSSES = ("classification_loss", "idempotence_loss")
+
+
+class IT3Trainer(TrainerHubMixin, Trainer):
+    """Trains an idempotent classifier: classification loss of `f(x)` plus weighted loss of `f(x, y)`.
+
+    Everything that `Trainer` does works unchanged, because one forward pass of the model holds both. Data sets with an
+    image and a label column need no preparation: images are processed batch by batch, and classes that have no names
+    yet get those of the data set. After training, the idempotence distance of clean training images is measured and
+    stored in the model's configuration, for the gate.
+
+    Args:
+        model ([`IT3ForImageClassification`]): the model.
+        args ([`IT3TrainingArguments`], *optional*): the arguments; plain `TrainingArguments` are accepted.
+        data_collator (callable, *optional*): by default an [`~hf_it3.data.ImageCollator`].
+        processing_class (*optional*): the image processor; by default the backbone's own, or one made for its image
+            size and channels.
+        compute_metrics (callable, *optional*): takes an `EvalPrediction`; by default accuracy, negative log-likelihood
+            and expected calibration error of models that tell one class.
+        calibrate (`bool`, defaults to `False`): choose the adaptation settings on `eval_dataset` after training, see
+            [`~hf_it3.calibration.calibrate`]; the result is in `trainer.calibration`, the report in `calibration/` of
+            the output folder.
+        kwargs: as in `Trainer`.
+
+    Raises:
+        TypeError: if the model takes no label signal.
+        ValueError: for label smoothing and `compute_loss_func`; when training starts, if it could not be followed by
+            the calibration asked for.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_it3 import IT3Config, IT3ForImageClassification, IT3Trainer, IT3TrainingArguments
+    >>> data = [{"pixel_values": torch.rand(1, 28, 28), "label": i % 10} for i in range(20)]
+    >>> arguments = IT3TrainingArguments("runs/example", max_steps=2, disable_tqdm=True, logging_strategy="no")
+    >>> trainer = IT3Trainer(IT3ForImageClassification(IT3Config()), arguments, train_dataset=data)
+    >>> trainer.train().global_step
+    {'train_runtime': ..., 'train_loss': ...}
+    2
+
+    ```
+    """
+
+    args: IT3TrainingArguments
+    _signature_columns: Any  # transformers declares its first value, None, and no type
+
+    def __init__(
+        self,
+        model: IdempotentModel | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_metrics: Callable | None = None,
+        calibrate: bool = False,
+        **kwargs: Any,
+    ):
+        args = with_our_arguments(args)
+        if args.label_names is None:
+            # Trainer would count `label_signal` among the labels, and evaluate without any where a batch lacks it.
+            args.label_names = ["labels"]
+        check_losses(args, kwargs.get("compute_loss_func"))
+        given = (data_collator, processing_class)
+        if model is not None:
+            prepare_model(model, args)
+            data_collator, processing_class = with_defaults(model, args, *given)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=self._metrics_of_task if compute_metrics is None else compute_metrics,
+            **kwargs,
+        )
+        if model is None:
+            self.data_collator, self.processing_class = with_defaults(self.model, args, *given)
+            self.callback_handler.processing_class = self.processing_class
+        name_classes(idempotent_model(self.model).config, self.train_dataset, self.args.label_column)
+        self.calibrate = calibrate
+        self.calibration: CalibrationResult | None = None
+        self._evaluates_adapted = False
+        self._adapter: TestTimeAdapter | None = None
+        self._loss_sums = dict.fromkeys(_LOSSES, 0.0)
+        self._loss_count = 0
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A fresh model from `model_init`, with the parts frozen that the arguments name."""
+        model: Any = super().call_model_init(trial)
+        prepare_model(model, self.args)
+        name_classes(model.config, getattr(self, "train_dataset", None), self.args.label_column)
+        model._image_processor = getattr(self, "processing_class", None)
+        return model
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains as `Trainer.train` does, then measures the clean reference distance and calibrates if asked to."""
+        if self.calibrate:
+            load_room("evaluation.calibration").check_trainer(self)
+        output = super().train(*args, **kwargs)
+        if self.args.reference_images:
+            self.measure_reference_distance()
+        if self.calibrate:
+            self.calibration = load_room("evaluation.calibration").calibrate_trainer(self)
+        return output
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        given = [name for name in (self.args.image_column, self.args.label_column) if name is not None]
+        self._signature_columns = list(
+            dict.fromkeys([*self._signature_columns, *IMAGE_COLUMNS, *LABEL_COLUMNS, *given])
+        )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The optimizer of `Trainer`, with the embedder in groups of its own if it has its own learning rate."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        rate = self.args.embedder_learning_rate
+        if is_new and rate is not None:
+            embedder = {id(parameter) for parameter in idempotent_model(self.model).embedder.parameters()}
+            groups = []
+            for group in optimizer.param_groups:
+                ours = [parameter for parameter in group["params"] if id(parameter) in embedder]
+                rest = [parameter for parameter in group["params"] if id(parameter) not in embedder]
+                groups += [{**group, "params": rest}] if rest else []
+                groups += [{**group, "params": ours, "lr": rate}] if ours else []
+            optimizer.param_groups[:] = groups
+        return optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The model's loss; in training, both of its parts are remembered for the next log entry."""
+        if "labels" not in inputs:
+            raise ValueError(
+                f"the batch has no labels, only {', '.join(inputs)}; the data set needs a label column, one of "
+                f"{', '.join(LABEL_COLUMNS)}, or name it with label_column"
+            )
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training and isinstance(outputs, dict):
+            for name in _LOSSES:
+                self._loss_sums[name] = self._loss_sums[name] + outputs[name].detach().mean()
+            self._loss_count += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs, with the mean of both losses since the last entry beside the training loss."""
+        if "loss" in logs and self._loss_count:
+            for name in _LOSSES:
+                mean = torch.as_tensor(self._loss_sums[name] / self._loss_count, device=self.args.device)
+                logs[name] = self.accelerator.gather(mean).mean().item()
+                self._loss_sums[name] = 0.0
+            self._loss_count = 0
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluates as `Trainer.evaluate` does; with `eval_adapted`, once more with test-time adaptation.
+
+        The adapted metrics are named `{prefix}_adapted_{metric}`; callbacks and the log get them together with the
+        others, and the runtime is that of both. Images adapt together by evaluation batches.
+        """
+        self._evaluates_adapted = self.args.eval_adapted
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._evaluates_adapted = False
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The loop of `Trainer`; in an evaluation with `eval_adapted`, its metrics are joined by the adapted ones."""
+        loop = super().evaluation_loop
+        output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if not self._evaluates_adapted:
+            return output
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback):
+                callback.on_predict(self.args, self.state, self.control)  # closes the bar, the next loop opens another
+        self._adapter = TestTimeAdapter(idempotent_model(self.model))
+        try:
+            adapted = loop(
+                dataloader, f"{description} with adaptation", False, ignore_keys, f"{metric_key_prefix}_adapted"
+            )
+        finally:
+            self._adapter = None
+        metrics = {
+            name: value
+            for name, value in (adapted.metrics or {}).items()
+            if not name.endswith("model_preparation_time")
+        }
+        return output._replace(metrics={**(output.metrics or {}), **metrics})
+
+    def _metrics_of_task(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The default metrics, for the task that the model has by then: labels may have told it."""
+        tells_one_class = idempotent_model(self.model).config.problem_type in (None, "single_label_classification")
+        return load_room("evaluation.metrics").classification_metrics(prediction) if tells_one_class else {}
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """One evaluation step, with or without adaptation."""
+        if self._adapter is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            output = self._adapter(inputs["pixel_values"])
+        return None, output.logits, inputs.get("labels")
+
+    def measure_reference_distance(self, dataset: Any = None) -> dict[str, Any] | None:
+        """Measures mean and standard deviation of the idempotence distance of clean images into the model's config.
+
+        Args:
+            dataset (*optional*): by default the training images; of either, the first `args.reference_images`.
+
+        Returns:
+            `reference_distance` as stored in the config; `None`, with a warning, where a distance is not finite.
+
+        Raises:
+            ValueError: if the data set is empty.
+        """
+        dataset = self.train_dataset if dataset is None else dataset
+        model = idempotent_model(self.model)
+        measured = self._distances(model, first_rows(dataset, self.args.reference_images or None))
+        if not len(measured):
+            raise ValueError("the reference distance needs at least one image, and the data set has none")
+        model.config.reference_distance = None
+        if infinite := int((~measured.isfinite()).sum()):
+            logger.warning(
+                f"No reference_distance was stored: the idempotence distance of {infinite} of {len(measured)} images "
+                "is not finite, and without it adaptation is not gated; check the model's weights and the images"
+            )
+        else:
+            model.config.reference_distance = {
+                "mean": measured.mean().item(),
+                "std": measured.std().item() if len(measured) > 1 else 0.0,
+                "num_images": len(measured),
+                "distance": model.config.distance if isinstance(model.config.distance, str) else None,
+            }
+        return model.config.reference_distance
+
+    def _distances(self, model: IdempotentModel, dataset: Any) -> Tensor:
+        """The idempotence distance of every image of a data set, of the last incomplete batch too."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            batches = self.get_test_dataloader(dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+        progress = tqdm(
+            batches, "Reference distance", disable=self.args.disable_tqdm or not self.is_world_process_zero()
+        )
+        collected = [torch.empty(0, dtype=torch.double)]
+        with frozen_modes(model):
+            for inputs in progress:
+                with self.compute_loss_context_manager():
+                    distances = idempotence_distances(model, self._prepare_inputs(inputs)["pixel_values"])
+                collected.append(self.accelerator.gather_for_metrics(distances).double().cpu())
+        return torch.cat(collected)

@@ -1,0 +1,90 @@
+"""What `IT3Trainer` fills in where its caller left something out, from the model and from the data set."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from transformers import TrainingArguments
+
+from ..data import ImageCollator, class_names, image_processor_for
+from ..it3.shell_it3 import norm_parameter_names
+from .training_arguments import IT3TrainingArguments
+
+
+def with_our_arguments(args: TrainingArguments | None) -> IT3TrainingArguments:
+    """The arguments as they are, or those of a plain `TrainingArguments` with our defaults beside them."""
+    if args is None:
+        return IT3TrainingArguments("tmp_trainer")
+    if isinstance(args, IT3TrainingArguments):
+        return args
+    ours = {field.name for field in dataclasses.fields(IT3TrainingArguments) if field.init}
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(args) if field.name in ours}
+    return IT3TrainingArguments(**values)
+
+
+def prepare_model(model: nn.Module, args: IT3TrainingArguments) -> None:
+    """Freezes what the arguments name.
+
+    Raises:
+        TypeError: if the model takes no label signal.
+    """
+    if not hasattr(getattr(model, "config", None), "adaptation"):
+        raise TypeError(
+            f"IT3Trainer trains models that take a label signal, got {type(model).__name__}; wrap it with "
+            "IT3ForImageClassification.from_backbone"
+        )
+    if args.freeze_backbone:
+        _freeze_backbone(model)
+
+
+def with_defaults(
+    model: Any,
+    args: IT3TrainingArguments,
+    data_collator: Callable | None,
+    processing_class: Any,
+) -> tuple[Callable, Any]:
+    """Collator and image processor that suit a model, where they were not given."""
+    config = model.config
+    processing_class = processing_class or image_processor_for(config)
+    if data_collator is None:
+        classes = _number_of_classes(config)
+        data_collator = ImageCollator(processing_class, args.image_column, args.label_column, classes)
+    # A later model.push_to_hub takes it along.
+    model._image_processor = processing_class
+    return data_collator, processing_class
+
+
+def check_losses(args: TrainingArguments, compute_loss_func: Callable | None) -> None:
+    """Refuses losses that `Trainer` computes itself: it keeps the labels from the model then.
+
+    Raises:
+        ValueError: for label smoothing, and for a loss function.
+    """
+    given = {"label_smoothing_factor": args.label_smoothing_factor or None, "compute_loss_func": compute_loss_func}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}={value!r} is not supported: Trainer would keep the labels from the model, which needs them "
+                f"for the signal pass and computes both losses itself; leave {name} out"
+            )
+
+
+def name_classes(config: Any, dataset: Any, label_column: str | None) -> None:
+    """Gives classes that have transformers' stand-in names, LABEL_0 and so on, the names that the data set has."""
+    names = class_names(dataset, label_column)
+    nameless = [f"LABEL_{index}" for index in range(config.num_labels)]
+    if names is not None and len(names) == len(nameless) and list(config.id2label.values()) == nameless:
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in enumerate(names)}
+
+
+def _number_of_classes(config: Any) -> int | None:
+    return config.num_labels if config.problem_type in (None, "single_label_classification") else None
+
+
+def _freeze_backbone(model: nn.Module) -> None:
+    """Leaves only the embedder and the normalisation layers trainable."""
+    norms = norm_parameter_names(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("embedder.") or name in norms)
