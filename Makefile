@@ -6,13 +6,17 @@ INSTALLED := $(VENV)/.installed
 MIN_VENV := .venv-min
 MIN_INSTALLED := $(MIN_VENV)/.installed
 
-.PHONY: demo cards test test-min check format clean
+.PHONY: demo cards docs test test-min check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/hf-it3 demo --output_dir runs/demo $(ARGS)
 
 cards: $(INSTALLED)
 	$(BIN)/python model_cards/generate.py $(ARGS)
+
+# Into build/docs; a link that leads nowhere is an error.
+docs: $(INSTALLED)
+	PATH="$(BIN):$$PATH" $(BIN)/mkdocs build --quiet --config-file docs/mkdocs.yml
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
