@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import hf_it3
 from hf_it3.cli import COMMANDS
 
 
@@ -22,9 +23,14 @@ def test_it_builds_with_every_link_leading_somewhere(tmp_path):
         command, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, timeout=300
     )
     assert process.returncode == 0, process.stderr[-3000:]
-    page = (tmp_path / "site" / "reference" / "adaptation" / "index.html").read_text(encoding="utf-8")
-    assert 'id="hf_it3.TestTimeAdapter.adapted_model"' in page
-    assert "the images of one batch" in page, "the descriptions of the arguments are missing"
+    site = tmp_path / "site" / "reference"
+    pages = "".join(path.read_text(encoding="utf-8") for path in site.rglob("*.html"))
+    anchors = set(re.findall(r'id="(hf_it3[\w.]*)"', pages))
+    described = {f"hf_it3.{name}" for name in hf_it3.__all__ if name != "__version__"}
+    described |= {"hf_it3.TestTimeAdapter.adapted_model", "hf_it3.corruptions.corrupt", "hf_it3.data.load_digits"}
+    described |= {"hf_it3.calibration.calibrate", "hf_it3.evaluation.evaluate_robustness"}
+    assert described - anchors == set()
+    assert "<code>num_steps</code>" in pages, "the arguments are missing"
 
 
 def test_every_command_is_listed():

@@ -12,7 +12,7 @@ from .scores import RunOutcomes, condition_scores, overall_scores
 
 
 FORMAT_VERSION = 1
-_PACKAGES = ("hf-it3", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "kornia", "scipy")
+_PACKAGES = ("hf-it3", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "kornia")
 
 
 @dataclass
