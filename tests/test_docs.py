@@ -28,7 +28,7 @@ def test_it_builds_with_every_link_leading_somewhere(tmp_path):
     anchors = set(re.findall(r'id="(hf_it3[\w.]*)"', pages))
     described = {f"hf_it3.{name}" for name in hf_it3.__all__ if name != "__version__"}
     described |= {"hf_it3.TestTimeAdapter.adapted_model", "hf_it3.corruptions.corrupt", "hf_it3.data.load_digits"}
-    described |= {"hf_it3.calibration.calibrate", "hf_it3.evaluation.evaluate_robustness"}
+    described |= {"hf_it3.evaluation.calibration.calibrate.calibrate", "hf_it3.evaluation.evaluate_robustness"}
     assert described - anchors == set()
     assert "<code>num_steps</code>" in pages, "the arguments are missing"
 
