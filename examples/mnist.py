@@ -19,6 +19,7 @@ It prints the accuracy without and with adaptation and writes the model, digits.
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -93,18 +94,18 @@ print(f"{len(train):,} training and {len(test):,} test images")
 
 # %% 4. Clean and noisy digits
 #
-# Test images as pixels in [0, 1], shape (N, 1, H, W). The noise is not clipped, as in the tutorial, and comes before
-# the images are brought to the network's size, as in a camera.
+# Test images as pictures hold them, bytes of shape (N, 1, H, W), and the same with noise. The tutorial adds its noise
+# to the floats that the network reads, unclipped: no picture holds such values, so that is a row of its own.
 
 test_pixels = torch.stack([torch.from_numpy(np.array(row["image"].convert("L")))[None] / 255 for row in test])
 test_labels = torch.tensor(test["label"])
-noisy_pixels = test_pixels + options.noise_std * pixel_std * torch.randn(test_pixels.shape)
-conditions = {
-    name: F.interpolate(pixels, size=(28, 28), mode="bilinear")
-    for name, pixels in (("clean", test_pixels), ("noisy", noisy_pixels))
+float_noise = test_pixels + options.noise_std * pixel_std * torch.randn(test_pixels.shape)
+pictures = {
+    name: (255 * pixels.clamp(0, 1)).round().byte()
+    for name, pixels in (("clean", test_pixels), ("noisy", float_noise))
 }
 options.output_dir.mkdir(parents=True, exist_ok=True)
-picture = plot_images([(name, pixels[:10]) for name, pixels in conditions.items()])
+picture = plot_images([(name, pixels[:10] / 255) for name, pixels in pictures.items()])
 picture.savefig(options.output_dir / "digits.png", dpi=120)
 
 # %% 5. Training
@@ -140,19 +141,29 @@ print(f"the first test image is a {test_labels[0]}; the pipeline says {first[0][
 
 # %% 7. Evaluate, without and with adaptation
 #
-# The pipeline gets arrays of pixels, a batch at a time. With `adapt=True` (its default) it first asks whether the
-# batch's idempotence distance is larger than that of clean images. If so, it takes a few optimizer steps that bring
-# f(x, f(x)) and f(x) together, answers, and forgets them: the model itself never changes.
+# The pipeline gets pictures, a batch at a time. With `adapt=True` (its default) it first asks whether the batch is
+# shifted, its idempotence distance larger than that of clean images for example. If so, it takes a few optimizer steps
+# that bring f(x, f(x)) and f(x) together, answers, and forgets them: the model itself never changes. Floats that no
+# picture holds go to the pipeline's adapter, which is what adapts inside it and takes the network's input.
 
 
-def batch_accuracies(pixels: torch.Tensor, adapt: bool) -> list[float]:
-    """The accuracy of each batch of images `(N, 1, 28, 28)`."""
-    accuracies = []
-    for images, labels in zip(pixels.split(test_batch_size), test_labels.split(test_batch_size), strict=True):
-        answers = classifier(list(255 * images.numpy()), batch_size=test_batch_size, top_k=1, adapt=adapt)
-        predicted = torch.tensor([names.index(answer[0]["label"]) for answer in answers])
-        accuracies.append((predicted == labels).float().mean().item())
-    return accuracies
+def classify_pictures(images: torch.Tensor, adapt: bool) -> torch.Tensor:
+    """The classes of pictures `(N, 1, H, W)`."""
+    answers = classifier(list(images.numpy()), batch_size=len(images), top_k=1, adapt=adapt)
+    return torch.tensor([names.index(answer[0]["label"]) for answer in answers])
+
+
+def classify_floats(pixels: torch.Tensor, adapt: bool) -> torch.Tensor:
+    """The classes of pixels `(N, 1, H, W)` of any value."""
+    resized = F.interpolate(pixels, size=(28, 28), mode="bilinear")
+    output = classifier.adapter()((resized - pixel_mean) / pixel_std)
+    return (output.logits if adapt else output.initial_logits).argmax(-1)
+
+
+def batch_accuracies(classify: Callable, images: torch.Tensor, adapt: bool) -> list[float]:
+    """The accuracy of each batch."""
+    batches = zip(images.split(test_batch_size), test_labels.split(test_batch_size), strict=True)
+    return [(classify(batch, adapt) == labels).float().mean().item() for batch, labels in batches]
 
 
 def mean_accuracy(accuracies: list[float]) -> float:
@@ -162,11 +173,14 @@ def mean_accuracy(accuracies: list[float]) -> float:
 
 
 results = []
-print(f"\naccuracy on {'images':<8}{'without':>10}{'with adaptation':>18}")
-for name, pixels in conditions.items():
-    without, adapted = batch_accuracies(pixels, adapt=False), batch_accuracies(pixels, adapt=True)
+print(f"\naccuracy on {'images':<12}{'without':>10}{'with adaptation':>18}")
+for name, classify, images in (
+    *((name, classify_pictures, images) for name, images in pictures.items()),
+    ("float noise", classify_floats, float_noise),
+):
+    without, adapted = (batch_accuracies(classify, images, adapt) for adapt in (False, True))
     results.append((name, without, adapted))
-    print(f"            {name:<8}{mean_accuracy(without):>10.1%}{mean_accuracy(adapted):>18.1%}")
+    print(f"            {name:<12}{mean_accuracy(without):>10.1%}{mean_accuracy(adapted):>18.1%}")
 
 # %% 8. A boxplot of the batches
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -41,7 +42,6 @@ def load_digits(test_size: int = 500) -> Any:
         raise ImportError(
             'the bundled digits come with scikit-learn: pip install "hf-it3[demo]", or name a data set'
         ) from error
-    import numpy as np
     from datasets import ClassLabel, Dataset, DatasetDict, Features
     from datasets import Image as ImageFeature
 
@@ -166,6 +166,11 @@ def mean_and_std(image_processor: Any) -> tuple[Any, Any]:
     data_config = getattr(image_processor, "data_config", None) or {}
     mean = getattr(image_processor, "image_mean", None) or data_config.get("mean")
     return mean, getattr(image_processor, "image_std", None) or data_config.get("std")
+
+
+def as_bytes(pixels: Tensor) -> list[np.ndarray]:
+    """Pixels `(N, C, H, W)` in [0, 1] as arrays `(C, H, W)` of bytes, as image files hold them; others are cut off."""
+    return list((255 * pixels.clamp(0, 1)).round().byte().cpu().numpy())
 
 
 class ImageCollator:

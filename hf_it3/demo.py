@@ -1,23 +1,24 @@
-"""The story of the MNIST tutorial: train, save, load in a pipeline, and adapt to noise, over several seeds."""
+"""The story of the MNIST tutorial: train, save, load in a pipeline, adapt to noisy pictures, over several seeds."""
 
 import copy
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, pipeline, set_seed
 
-from .data import DIGITS, LABEL_COLUMNS, class_names, find_column, first_rows, load_images, select_split
+from .data import DIGITS, LABEL_COLUMNS, as_bytes, class_names, find_column, first_rows, load_images, select_split
 from .evaluation.demo_report import Measurement, SeedResult, condition_results, describe_seed
-from .evaluation.images import PixelCollator
+from .evaluation.images import Normalization, PixelCollator
 from .evaluation.storage import write_atomically
 from .hub.card_facts import installed_versions
 from .hub.model_card import write_model_card
@@ -61,6 +62,9 @@ def run_demo(
     max_test_images: int | None = None,
 ) -> dict[str, Any]:
     """Trains the tutorial's network, loads it back through the pipeline, and measures it on clean and noisy images.
+
+    Clean and noisy images are pictures of 8 bits that go through the pipeline, as a user's do. `float_noise` is the
+    noise of the tutorial: on normalised floats and not clipped, it holds values that no picture has.
 
     Args:
         dataset (`str`): `"digits"`, a Hub name (`"ylecun/mnist"`) or a local path with the splits train and test.
@@ -107,14 +111,19 @@ def run_demo(
         seconds = train_network(train, processor, names, directory, seed, recipe, num_epochs)
         classifier = pipeline(TASK, model=str(directory))  # type: ignore[call-overload] # a task of ours
         noisy = add_noise(pixels, noise_std * recipe.std, seed)
-        conditions = {"clean": _resize(pixels, processor), "noisy": _resize(noisy, processor)}
+        answers = PipelineAnswers(classifier)
+        ways: dict[str, tuple[Callable[[Any, bool], Tensor], Any]] = {
+            "clean": (answers, as_bytes(pixels)),
+            "noisy": (answers, as_bytes(noisy)),
+            "float_noise": (FloatAnswers(classifier), _resize(noisy, processor)),
+        }
         result = SeedResult(seed, seconds)
-        for condition, images in conditions.items():
-            result.conditions[condition] = measure(classifier, images, labels, batch_size, f"seed {seed}, {condition}")
+        for condition, (answer, images) in ways.items():
+            result.conditions[condition] = measure(answer, images, labels, batch_size, f"seed {seed}, {condition}")
         results.append(result)
         if seed == 0:
-            titles = {"clean": "clean", "noisy": f"noise, sigma {noise_std:g}"}
-            picture = plot_images([(titles[name], images[:10]) for name, images in conditions.items()])
+            titles = {"clean": pixels, f"noise, sigma {noise_std:g}": noisy}
+            picture = plot_images([(title, images[:10]) for title, images in titles.items()])
             picture.savefig(output_dir / "digits.png", dpi=120)
     return _finish(output_dir, results, recipe, dataset, noise_std, batch_size)
 
@@ -137,7 +146,7 @@ def _read_pixels(dataset: Any, processor: IT3ImageProcessor) -> tuple[Tensor, Te
 
 
 def _resize(pixels: Tensor, processor: IT3ImageProcessor) -> Tensor:
-    """Images at the model's size. Noise comes before, as in a camera, and images that hold it fit into no bytes."""
+    """Images at the model's size; noise comes before, as in a camera. PIL, which the pipeline uses, needs bytes."""
     size = (processor.size.height, processor.size.width)
     return pixels if pixels.shape[-2:] == size else F.interpolate(pixels, size=size, mode="bilinear")
 
@@ -183,25 +192,52 @@ def add_noise(pixels: Tensor, std: float, seed: int) -> Tensor:
     return pixels + std * torch.randn(pixels.shape, generator=generator)
 
 
+class PipelineAnswers:
+    """Classifies pictures, arrays `(1, H, W)` of bytes, through the pipeline."""
+
+    def __init__(self, classifier: IT3Pipeline):
+        self.classifier = classifier
+
+    def __call__(self, images: Sequence[np.ndarray], adapt: bool) -> Tensor:
+        """The class of each image, `(N,)`."""
+        answers = self.classifier(list(images), batch_size=len(images), top_k=1, adapt=adapt)
+        label2id = self.classifier.model.config.label2id
+        return torch.tensor([label2id[answer[0]["label"]] for answer in answers])
+
+
+class FloatAnswers:
+    """Classifies pixels `(N, 1, H, W)` of any value, 0 to 1 for what a picture holds, at the model's own size."""
+
+    def __init__(self, classifier: IT3Pipeline):
+        self.model = classifier.model
+        self.adapter = classifier.adapter()
+        self.normalize = Normalization(classifier.image_processor)
+
+    def __call__(self, images: Tensor, adapt: bool) -> Tensor:
+        """The class of each image, `(N,)`."""
+        pixel_values = self.normalize(images)
+        if adapt:
+            return self.adapter(pixel_values).logits.argmax(-1)
+        with torch.no_grad():
+            return self.model(pixel_values).logits.argmax(-1)
+
+
 def measure(
-    classifier: IT3Pipeline, pixels: Tensor, labels: Tensor, batch_size: int, description: str
+    answer: Callable[[Any, bool], Tensor], images: Any, labels: Tensor, batch_size: int, description: str
 ) -> tuple[Measurement, Measurement]:
-    """Accuracy and time of a pipeline on images `(N, 1, H, W)`, without and with adaptation."""
-    label2id = classifier.model.config.label2id
+    """Accuracy of answers to images and time per image, without and with adaptation."""
     measurements = []
     for adapt in (False, True):
         accuracies, sizes, seconds = [], [], 0.0
         how = "with adaptation" if adapt else "without adaptation"
-        for start in tqdm(range(0, len(pixels), batch_size), f"{description}, {how}"):
-            images = list((255 * pixels[start : start + batch_size]).numpy())
+        for start in tqdm(range(0, len(images), batch_size), f"{description}, {how}"):
             begin = time.perf_counter()
-            answers = classifier(images, batch_size=batch_size, top_k=1, adapt=adapt)
+            predicted = answer(images[start : start + batch_size], adapt)
             seconds += time.perf_counter() - begin
-            predicted = torch.tensor([label2id[answer[0]["label"]] for answer in answers])
             truth = labels[start : start + batch_size]
             accuracies.append((predicted == truth).double().mean().item())
             sizes.append(len(truth))
-        measurements.append(Measurement(accuracies, sizes, 1000 * seconds / len(pixels)))
+        measurements.append(Measurement(accuracies, sizes, 1000 * seconds / len(images)))
     return measurements[0], measurements[1]
 
 

@@ -24,8 +24,8 @@ from hf_it3.hub.card_facts import installed_versions
 
 # The first is what the model adapts to; the others show what that does to images of other kinds.
 CONDITIONS = {
-    "Gaussian noise, sigma 2": "digits-shift/noise_2",
-    "Gaussian noise, sigma 1": "digits-shift/noise_1",
+    "Gaussian noise, sigma 2, 8-bit pictures": "digits-shift/noise_2",
+    "Gaussian noise, sigma 1, 8-bit pictures": "digits-shift/noise_1",
     "blur, 2.5 px": "digits-shift/blur",
     "brightness + 0.5": "digits-shift/brightness",
     "clean": None,

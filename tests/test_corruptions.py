@@ -29,6 +29,7 @@ RANDOM = [
     *("mnist-c/motion_blur", "mnist-c/shear", "mnist-c/rotate", "mnist-c/translate", "mnist-c/fog"),
     *("mnist-c/spatter", "mnist-c/dotted_line", "mnist-c/zigzag"),
     *("digits-shift/noise_1", "digits-shift/noise_2", "digits-shift/salt_and_pepper"),
+    *("float-noise/sigma_1", "float-noise/sigma_2"),
 ]
 
 
@@ -62,7 +63,7 @@ def mean_changes(images, name):
 
 
 def test_the_suites_are_the_published_ones():
-    assert list_suites() == ["imagenet-c", "mnist-c", "digits-shift"]
+    assert list_suites() == ["imagenet-c", "mnist-c", "digits-shift", "float-noise"]
     assert [name.removeprefix("imagenet-c/") for name in list_corruptions("imagenet-c")] == [
         *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
         *("snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression"),
@@ -81,7 +82,7 @@ def test_every_corruption_names_its_source_and_documents_itself(name):
     corruption = get_corruption(name)
     assert corruption.source
     assert corruption.function.__doc__
-    assert corruption.severities == (() if corruption.suite == "digits-shift" else SEVERITIES)
+    assert corruption.severities == (() if corruption.suite in ("digits-shift", "float-noise") else SEVERITIES)
     assert (corruption.published_severity in SEVERITIES) == (corruption.suite == "mnist-c")
 
 
@@ -170,9 +171,16 @@ def test_change_grows_with_severity_on_photographs(name, side, photographs):
     assert all(weaker < stronger for weaker, stronger in zip(changes, changes[1:], strict=False)), changes
 
 
-@pytest.mark.parametrize(("name", "deviation"), [("noise_1", 0.3081), ("noise_2", 2 * 0.3081)])
-def test_normalised_noise_has_the_stated_deviation_and_is_not_clipped(name, deviation, digits):
-    noise = corrupt(digits, f"digits-shift/{name}") - digits
+@pytest.mark.parametrize(("sigma", "deviation"), [(1, 0.3081), (2, 2 * 0.3081)])
+def test_the_noise_of_pictures_is_of_8_bits_and_that_of_the_tutorial_is_not_clipped(sigma, deviation, digits):
+    picture = corrupt(digits, f"digits-shift/noise_{sigma}")
+    assert 0 == picture.min() < picture.max() == 1
+    torch.testing.assert_close(picture, (255 * picture).round() / 255, rtol=0, atol=0)
+    middle = torch.full((50, 1, 28, 28), 0.5)
+    assert (corrupt(middle, f"digits-shift/noise_{sigma}") - middle).abs().mean() == pytest.approx(
+        torch.empty(200_000).normal_(0, deviation).clamp(-0.5, 0.5).abs().mean().item(), rel=0.02
+    )
+    noise = corrupt(digits, f"float-noise/sigma_{sigma}") - digits
     assert noise.mean().abs() < 0.02
     assert noise.std().item() == pytest.approx(deviation, rel=0.02)
     assert (digits + noise).min() < 0

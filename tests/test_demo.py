@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -11,7 +12,8 @@ from transformers import pipeline
 
 from hf_it3 import IT3Config
 from hf_it3.cli import main
-from hf_it3.demo import add_noise, run_demo
+from hf_it3.data import as_bytes
+from hf_it3.demo import RECIPES, FloatAnswers, add_noise, run_demo
 from hf_it3.evaluation.demo_report import condition_results, format_table
 
 
@@ -43,7 +45,7 @@ def test_results_hold_every_seed_and_condition_and_survive_json(finished):
     assert json.loads((directory / "results.json").read_text()) == document
     assert [seed["seed"] for seed in document["seeds"]] == [0, 1]
     for seed in document["seeds"]:
-        for condition in ("clean", "noisy"):
+        for condition in ("clean", "noisy", "float_noise"):
             for how in ("without", "with"):
                 measured = seed["conditions"][condition][how]
                 assert len(measured["batch_accuracies"]) == 2
@@ -53,9 +55,30 @@ def test_results_hold_every_seed_and_condition_and_survive_json(finished):
 def test_the_table_has_a_line_per_seed_the_mean_and_the_time(finished):
     _, document = finished
     lines = format_table(document).splitlines()
-    assert [line.split()[0] for line in lines[:5]] == ["seed", "0", "1", "mean", "ms"]
+    assert lines[0].split() == ["clean", "noisy", "float", "noise"]
+    assert [line.split()[0] for line in lines[1:6]] == ["seed", "0", "1", "mean", "ms"]
     clean = condition_results(document)[0]
-    assert lines[3].split()[1] == f"{100 * clean['accuracy_unadapted']:.1f}"
+    assert lines[4].split()[1] == f"{100 * clean['accuracy_unadapted']:.1f}"
+
+
+def test_noisy_images_are_pictures_and_the_tutorials_floats_stand_beside_them(finished, digits):
+    directory, document = finished
+    classifier = pipeline("it3-image-classification", model=str(directory))
+    rows = digits["test"].select(range(100))
+    pixels = torch.stack([torch.tensor(np.asarray(row["image"]))[None] / 255 for row in rows])
+    noisy = add_noise(pixels, 2 * RECIPES["digits"].std, seed=0)
+    pictures = [Image.fromarray(array[0]) for array in as_bytes(noisy)]
+    labels = [str(label) for label in rows["label"]]
+    for how, adapt in (("without", False), ("with", True)):
+        answers = [answer for i in (0, 50) for answer in classifier(pictures[i : i + 50], top_k=1, adapt=adapt)]
+        right = [answer[0]["label"] == label for answer, label in zip(answers, labels, strict=True)]
+        measured = {name: pair[how]["accuracy"] for name, pair in document["seeds"][0]["conditions"].items()}
+        assert measured["noisy"] == pytest.approx(sum(right) / 100)
+    floats = torch.nn.functional.interpolate(pixels, size=(28, 28), mode="bilinear")
+    inputs = (floats - RECIPES["digits"].mean) / RECIPES["digits"].std
+    assert torch.equal(FloatAnswers(classifier)(floats, False), classifier.model(inputs).logits.argmax(-1))
+    names = [result["name"] for result in condition_results(document)]
+    assert names == ["clean", "Gaussian noise, sigma 2, 8-bit pictures", "Gaussian noise, sigma 2, unclipped floats"]
 
 
 def test_the_card_shows_the_measured_accuracies(finished):

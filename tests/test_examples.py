@@ -77,8 +77,8 @@ def test_mnist_tells_the_whole_story(tmp_path):
         "mnist.py", "--num_epochs", 2, "--max_train_images", 600, "--max_test_images", 250, cwd=tmp_path
     ).stdout
     assert "600 training and 250 test images" in output
-    clean, noisy = (percentages(line_of(output, name)) for name in ("clean", "noisy"))
-    assert len(clean) == len(noisy) == 2
+    clean, noisy, floats = (percentages(line_of(output, name)) for name in ("clean", "noisy", "float noise"))
+    assert len(clean) == len(noisy) == len(floats) == 2
     assert clean[0] > noisy[0]
     assert {path.name for path in (tmp_path / "runs/mnist").glob("*.png")} == {"digits.png", "accuracy.png"}
 

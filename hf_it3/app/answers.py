@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..data import as_bytes
 from ..evaluation.corruptions import list_corruptions
 from ..it3.pipeline_it3 import IT3Pipeline
 
@@ -125,8 +126,3 @@ def clean_distances(classifier: IT3Pipeline, pixels: Tensor) -> list[float]:
         as_bytes(pixels), top_k=1, return_idempotence=True, num_steps=0, augmentations=0, scope="batch"
     )
     return [classes[0]["idempotence"] for classes in entries]
-
-
-def as_bytes(pixels: Tensor) -> list[np.ndarray]:
-    """Pixels `(N, C, H, W)` in [0, 1] as images that hold integers, as image files do."""
-    return list((255 * pixels.clamp(0, 1)).round().byte().numpy())

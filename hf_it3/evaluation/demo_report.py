@@ -48,6 +48,17 @@ def describe_seed(result: SeedResult) -> dict[str, Any]:
     }
 
 
+# Headings of the table.
+_HEADINGS = {"clean": "clean", "noisy": "noisy", "float_noise": "float noise"}
+_WIDTHS = (13, 8)
+
+
+def _title(condition: str, document: dict[str, Any]) -> str:
+    """The name of a condition on the model card."""
+    noise = f"Gaussian noise, sigma {document['noise_std']:g}"
+    return {"noisy": f"{noise}, 8-bit pictures", "float_noise": f"{noise}, unclipped floats"}.get(condition, condition)
+
+
 def condition_results(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The conditions of a `results.json` as a model card lists them."""
     listed = []
@@ -57,7 +68,7 @@ def condition_results(document: dict[str, Any]) -> list[dict[str, Any]]:
         times = {how: statistics.fmean(run["ms_per_image"] for run in runs[how]) for how in runs}
         listed.append(
             {
-                "name": name if name == "clean" else f"Gaussian noise, sigma {document['noise_std']:g}",
+                "name": _title(name, document),
                 "accuracy_unadapted": statistics.fmean(accuracies["without"]),
                 "accuracy_adapted": statistics.fmean(accuracies["with"]),
                 "unadapted_per_seed": accuracies["without"],
@@ -73,7 +84,11 @@ def condition_results(document: dict[str, Any]) -> list[dict[str, Any]]:
 def format_table(document: dict[str, Any]) -> str:
     """The measured accuracies as a table: a line per seed and one for the mean, in percent, and ms per image."""
     conditions = list(document["seeds"][0]["conditions"])
-    lines = [f"{'seed':>6}" + "".join(f"{name + ' without':>18}{name + ' with':>14}" for name in conditions)]
+    width = sum(_WIDTHS)
+    lines = [
+        f"{'':>6}" + "".join(f"{_HEADINGS.get(name, name):>{width}}" for name in conditions),
+        f"{'seed':>6}" + "".join(f"{'without':>{_WIDTHS[0]}}{'with':>{_WIDTHS[1]}}" for _ in conditions),
+    ]
     for seed in document["seeds"]:
         pairs = [seed["conditions"][name] for name in conditions]
         lines.append(_row(str(seed["seed"]), [100 * pair[how]["accuracy"] for pair in pairs for how in pair]))
@@ -81,14 +96,17 @@ def format_table(document: dict[str, Any]) -> str:
     for title, kind, factor, digits in (("mean", "accuracy", 100, 1), ("ms", "milliseconds", 1, 2)):
         values = [factor * mean[f"{kind}_{how}"] for mean in means for how in ("unadapted", "adapted")]
         lines.append(_row(title, values, digits))
-    lines.append(
+    lines += [
         f"Accuracy in percent on {document['num_test_images']} test images in batches of {document['batch_size']}, "
-        f"noise of sigma {document['noise_std']:g}; ms: milliseconds per image, reading and scaling it included."
-    )
+        "without and with adaptation.",
+        f"clean, noisy: 8-bit pictures through the pipeline, noise of sigma {document['noise_std']:g} in units of "
+        "normalised images.",
+        "float noise: the same noise as the tutorial adds it to the model's input, unclipped; no picture holds it.",
+        "ms: milliseconds per image, of pictures with reading and scaling.",
+    ]
     return "\n".join(lines)
 
 
 def _row(title: str, values: list[float], digits: int = 1) -> str:
     """A line of the table: pairs of values, without and with adaptation."""
-    widths = (18, 14)
-    return f"{title:>6}" + "".join(f"{value:>{widths[i % 2]}.{digits}f}" for i, value in enumerate(values))
+    return f"{title:>6}" + "".join(f"{value:>{_WIDTHS[i % 2]}.{digits}f}" for i, value in enumerate(values))

@@ -1,4 +1,4 @@
-"""Common image corruptions: ImageNet-C, MNIST-C and the eight conditions of digits.
+"""Common image corruptions: ImageNet-C, MNIST-C, the eight conditions of digits, and a tutorial's float noise.
 
 >>> from hf_it3.corruptions import corrupt, list_corruptions
 >>> noisy = corrupt(images, "mnist-c/shot_noise", severity=3, seed=0, indices=range(len(images)))

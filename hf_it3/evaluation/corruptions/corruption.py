@@ -24,7 +24,7 @@ class Corruption:
 
     Attributes:
         name: name within the suite, for example `"shot_noise"`.
-        suite: `"imagenet-c"`, `"mnist-c"` or `"digits-shift"`.
+        suite: `"imagenet-c"`, `"mnist-c"`, `"digits-shift"` or `"float-noise"`.
         function: `function(images, random, **parameters)` with images (B, C, H, W) in [0, 1] and an `ImageRandom`;
             returns a tensor of the same shape, clipped to [0, 1] afterwards where `clipped`.
         tables: severity parameters by the image side in pixels that they were published for. Each parameter has

@@ -97,7 +97,7 @@ def corrupt(
             set is corrupted batch by batch, or each batch gets the same noise.
 
     Returns:
-        A new tensor of the same shape, dtype and device, in [0, 1] but for `digits-shift/noise_1` and `noise_2`.
+        A new tensor of the same shape, dtype and device, in [0, 1] but for the suite `float-noise`.
 
     Raises:
         ValueError: if images, name, severity, seed or indices are not as described.
