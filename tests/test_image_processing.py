@@ -182,3 +182,50 @@ def test_images_are_turned_upright(channels):
         grey(num_channels=channels)(image, return_tensors="pt").pixel_values for image in (turned, upright)
     )
     assert torch.equal(shown, expected)
+
+
+SHADES = np.random.default_rng(0).integers(0, 256, (1, 40, 40), np.uint8)
+READINGS = {
+    "ToTensor": torch.tensor(SHADES) / 255,
+    "float64": SHADES / 255,
+    "half precision": (SHADES / 255).astype(np.float16),
+    "rounding errors": SHADES / 255 * 1.0004 - 0.0002,
+    "floats up to 255": SHADES.astype(np.float32),
+    "int64": SHADES.astype(np.int64),
+}
+
+
+@pytest.mark.parametrize("size", [40, 16])
+@pytest.mark.parametrize("array", READINGS.values(), ids=READINGS)
+def test_arrays_are_told_by_type_and_range(array, size):
+    processor = grey(size={"height": size, "width": size})
+    ours, expected = (processor(images=[each], return_tensors="pt").pixel_values for each in (array, SHADES))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
+def test_truth_values_are_black_and_white():
+    pixels = grey()(images=[SHADES > 128], return_tensors="pt").pixel_values
+    assert pixels.min() < 0.1
+    assert pixels.max() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        ((SHADES / 255 - 0.13) / 0.31, "values from -0.4194 to 2.806 of type float64"),
+        (SHADES / 255 * 1.5, "values from 0 to 1.5 of type float64"),
+        (SHADES / 255 * 16, "values from 0 to 16 of type float64"),
+        (SHADES.astype(np.uint16) * 257, "values from 0 to 6.554e[+]04 of type uint16"),
+        (SHADES.astype(np.int64) - 128, "values from -128 to 127 of type int64"),
+        (np.where(SHADES > 100, np.nan, SHADES), "values from nan to nan"),
+    ],
+)
+def test_values_of_no_picture_are_refused(array, told):
+    with pytest.raises(ValueError, match=f"{told}.*are not those of a picture"):
+        grey()(images=[array], return_tensors="pt")
+
+
+def test_a_processor_that_does_not_rescale_takes_any_values():
+    array = (SHADES[:, :28, :28] / 255 - 0.13) / 0.31
+    pixels = grey()(images=[array], do_rescale=False, return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(pixels, torch.tensor(array, dtype=pixels.dtype))

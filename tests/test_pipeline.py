@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
-from transformers import pipeline
+from transformers import ViTImageProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 from untouched import untouched
 
@@ -183,6 +183,19 @@ class TestInputs:
         expected = classifier(floats, adapt=False)
         assert classifier(floats.clone().requires_grad_(), adapt=False) == expected
         assert classifier(floats.bfloat16(), adapt=False)[0]["label"] == expected[0]["label"]
+
+    @pytest.mark.parametrize("stock", [False, True])
+    def test_tensors_in_0_to_1_are_pictures_and_normalised_ones_are_refused(self, classifier, pictures, stock):
+        if stock:
+            size = {"height": 16, "width": 16}
+            processor = ViTImageProcessor(size=size, image_mean=[0.3], image_std=[0.35])
+            classifier = IT3Pipeline(model=classifier.model, image_processor=processor)
+        tensors = [torch.tensor(np.asarray(picture))[None] for picture in pictures]
+        expected = classifier(tensors, adapt=False)
+        assert classifier([tensor / 255 for tensor in tensors], adapt=False) == expected
+        normalised = [(tensor / 255 - 0.3) / 0.35 for tensor in tensors]
+        with pytest.raises(ValueError, match=r"image 0 .* cannot be classified: values from .* before any normal"):
+            classifier(normalised)
 
     def test_images_keyword_is_understood_as_in_the_stock_pipeline(self, classifier, pictures):
         assert classifier(images=pictures[0]) == classifier(pictures[0])

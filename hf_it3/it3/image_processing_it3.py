@@ -23,7 +23,9 @@ class IT3ImageProcessor(PilBackend):
 
     The stock processors leave the number of channels as it is, and the stock pipeline turns every image to RGB first,
     so models for grey images need one that turns them back. Images of any PIL mode are accepted: transparent ones are
-    laid on white, 16-bit ones scaled to 8 bits, rotated ones turned upright as their EXIF data say.
+    laid on white, 16-bit ones scaled to 8 bits, rotated ones turned upright as their EXIF data say. Arrays and tensors
+    are told by type and range, unless `do_rescale=False`: truth values, integers from 0 to 255, floats in [0, 1] as
+    torchvision's `ToTensor` makes them, and floats up to 255.
 
     Args:
         num_channels (`int`, defaults to 3): 1 or 3.
@@ -32,7 +34,7 @@ class IT3ImageProcessor(PilBackend):
 
     Raises:
         ValueError: for another number of channels, means or deviations that are not one per channel, or an array whose
-            shape is not an image's.
+            shape or values are not an image's.
 
     Example:
 
@@ -88,7 +90,8 @@ class IT3ImageProcessor(PilBackend):
         if isinstance(image, Image.Image):
             array = np.asarray(to_mode(image, "L" if channels == 1 else "RGB"))
             return array[None] if channels == 1 else np.moveaxis(array, -1, 0)
-        return match_channels(super().process_image(image, *args, **kwargs), channels)
+        array = super().process_image(image, *args, **kwargs)
+        return match_channels(to_bytes(array) if kwargs.get("do_rescale", True) else array, channels)
 
 
 def _per_channel(name: str, values: Any, channels: int) -> list[float] | None:
@@ -120,6 +123,37 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert(mode)
+
+
+# A picture of 8 bits that is nowhere brighter is nearly black: a float image like that is of another scale.
+_DARKEST = 16
+
+
+def to_bytes(array: np.ndarray) -> np.ndarray:
+    """The values of an image array as bytes, told by type and range.
+
+    Truth values are black and white, integers go from 0 to 255, floats from 0 to 1 or, where one exceeds 16, from 0 to
+    255. What computing leaves beyond the ends, up to a thousandth of the range, is cut off.
+
+    Raises:
+        ValueError: for values outside these ranges, those of normalised images for example, and for floats whose
+            largest value lies between 1 and 16, which may be of any scale.
+    """
+    if array.dtype == np.uint8 or not array.size:
+        return array
+    if array.dtype == bool:
+        return array * np.uint8(255)
+    low, high = float(array.min()), float(array.max())
+    is_float = np.issubdtype(array.dtype, np.floating)
+    scale, top = (255, 1) if is_float and high <= 1.001 else (1, 255)
+    slack = 0.001 * top if is_float else 0
+    if not (low >= -slack and high <= top + slack) or (is_float and 1.001 < high <= _DARKEST):
+        wanted = "floats from 0 to 1, or bytes" if is_float else "0 to 255"
+        raise ValueError(
+            f"values from {low:.4g} to {high:.4g} of type {array.dtype} are not those of a picture; give {wanted}, "
+            "before any normalisation"
+        )
+    return (scale * array).clip(0, 255).round().astype(np.uint8)
 
 
 def match_channels(array: np.ndarray, channels: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from transformers.pipelines import ImageClassificationPipeline
 
 from .adaptation_config_it3 import AdaptationConfig
 from .adaptation_it3 import TestTimeAdapter
-from .image_processing_it3 import match_channels, to_mode
+from .image_processing_it3 import match_channels, to_bytes, to_mode
 from .interface_it3 import IdempotentModel, idempotent_model
 from .remote_code_it3 import is_remote_code
 from .shell_it3 import ModelShell
@@ -160,8 +160,9 @@ class IT3Pipeline(ImageClassificationPipeline):
 
         Args:
             inputs: an image (path, URL, base64 string, `PIL.Image`, array or tensor), a list of images, a data set
-                (torch or `datasets`, with a column of images), or a generator. Arrays and tensors go to the image
-                processor as they are: of whatever type, their values are taken for 0 to 255 if it rescales.
+                (torch or `datasets`, with a column of images), or a generator. Arrays and tensors hold integers from 0
+                to 255, floats in [0, 1] as torchvision's `ToTensor` makes them, or floats up to 255; an image
+                processor with `do_rescale=False` gets them as they are.
             top_k (`int` or `None`, defaults to 5): how many classes to return; `None` returns all.
             function_to_apply, timeout: as in the stock pipeline.
             kwargs: see the class.
@@ -230,6 +231,8 @@ class IT3Pipeline(ImageClassificationPipeline):
                 image = image.detach().cpu()
                 image = image.float() if image.dtype == bfloat16 else image
             array = np.asarray(image)
+            if getattr(self.image_processor, "do_rescale", True):
+                array = to_bytes(array)
             return match_channels(array[None] if array.ndim == 2 else array, channels)
         if isinstance(image, (str, os.PathLike)):
             path = os.fspath(image)
