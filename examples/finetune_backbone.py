@@ -22,7 +22,7 @@ from datasets import ClassLabel
 from transformers import set_seed
 
 from hf_it3 import IT3ForImageClassification, IT3Trainer, IT3TrainingArguments, TestTimeAdapter
-from hf_it3.data import load_images
+from hf_it3.data import first_rows, load_images
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,7 +32,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", default="runs/finetuned")
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--max_steps", type=int, default=-1)
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=32, help="of training")
+    parser.add_argument("--max_eval_images", type=int, default=500, help="measure on a random sample of this size")
     parser.add_argument("--learning_rate", type=float, default=1e-4, help="of the backbone's parameters")
     parser.add_argument("--embedder_learning_rate", type=float, default=1e-3, help="of the new label embedder")
     parser.add_argument("--train_backbone", action="store_true", help="train all of the backbone")
@@ -48,6 +49,9 @@ def main() -> None:
         raise ValueError(f"{args.dataset} has no split 'train' to learn from, only {', '.join(splits)}")
     train = splits["train"]
     test = next((splits[name] for name in ("validation", "test") if name in splits), None)
+    # Random ones: folders of images are sorted by class.
+    test = None if test is None else first_rows(test.shuffle(seed=args.seed), args.max_eval_images)
+    known = first_rows(train.shuffle(seed=args.seed), args.max_eval_images)
     label = next((feature for feature in train.features.values() if isinstance(feature, ClassLabel)), None)
     labels = {} if label is None else {"id2label": dict(enumerate(label.names))}
     model = IT3ForImageClassification.from_backbone(args.backbone, **labels)
@@ -57,10 +61,13 @@ def main() -> None:
         num_train_epochs=args.epochs,
         max_steps=args.max_steps,
         per_device_train_batch_size=args.batch_size,
-        per_device_eval_batch_size=args.batch_size,
+        # Nothing is learnt in evaluation, so that a batch takes little memory.
+        per_device_eval_batch_size=max(args.batch_size, 32),
         learning_rate=args.learning_rate,
         embedder_learning_rate=args.embedder_learning_rate,
         freeze_backbone=not args.train_backbone,
+        # Measured below, when the weights are safe.
+        reference_images=0,
         save_strategy="no",
         seed=args.seed,
     )
@@ -69,14 +76,14 @@ def main() -> None:
         print("before:", f"accuracy {trainer.evaluate()['eval_accuracy']:.3f}")
     trainer.train()
     trainer.save_model()
+    print(f"saved to {args.output_dir}")
+    trainer.measure_reference_distance(known)
+    trainer.save_model()
     if test is not None:
         print("after:", f"accuracy {trainer.evaluate()['eval_accuracy']:.3f}")
-    rows = trainer.data_collator([train[index] for index in range(min(args.batch_size, len(train)))])
-    adapter = TestTimeAdapter(IT3ForImageClassification.from_pretrained(args.output_dir))
-    output = adapter(rows["pixel_values"])
-    print(
-        f"saved to {args.output_dir}; {int(output.adapted.sum())} of {len(output.logits)} training images look shifted"
-    )
+    images = trainer.data_collator([known[index] for index in range(min(64, len(known)))])["pixel_values"]
+    output = TestTimeAdapter(IT3ForImageClassification.from_pretrained(args.output_dir))(images)
+    print(f"{int(output.adapted.sum())} of {len(output.logits)} training images look shifted")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification, pipeline
 
-from hf_it3 import IT3ForImageClassification, IT3ImageProcessor
+from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, IT3Trainer
 
 
 hub, hub_client = hub_fixtures.hub, hub_fixtures.hub_client
@@ -141,31 +141,51 @@ def test_rejecting_uncertain_predictions_lowers_the_error_rate(trained_directory
     assert (tmp_path / "runs/uncertainty/risk_coverage.png").is_file()
 
 
-def test_a_pretrained_classifier_learns_the_label_signal_and_keeps_its_classes(tmp_path, digits):
-    names = ["nought", "one", "two"]
-    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], id2label=dict(enumerate(names)))
-    pretrained = ResNetForImageClassification(resnet)
-    pretrained.save_pretrained(tmp_path / "resnet")
+NAMES = ["nought", "one", "two"]
+
+
+@pytest.fixture
+def few_digits(tmp_path, digits):
+    """A plain classifier of three digits and a folder of their images, `resnet` and `images`; the rows."""
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], id2label=dict(enumerate(NAMES)))
+    ResNetForImageClassification(resnet).save_pretrained(tmp_path / "resnet")
     IT3ImageProcessor(num_channels=3, size={"height": 16, "width": 16}).save_pretrained(tmp_path / "resnet")
     few = digits["test"].select(range(120)).filter(lambda row: row["label"] < 3)
     for position, row in enumerate(few):
-        path = tmp_path / "images" / ("train", "test")[position % 2] / names[row["label"]] / f"{position}.png"
+        path = tmp_path / "images" / ("train", "test")[position % 2] / NAMES[row["label"]] / f"{position}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         row["image"].save(path)
+    return few
+
+
+def test_a_pretrained_classifier_learns_the_label_signal_and_keeps_its_classes(tmp_path, few_digits):
     output = run(
         *("finetune_backbone.py", "--backbone", "resnet", "--dataset", "images", "--batch_size", 8),
+        *("--max_eval_images", 15),
         cwd=tmp_path,
     ).stdout
     assert "the label signal enters behind resnet.embedder" in output
     assert re.search(r"before: accuracy 0\.\d+", output)
-    assert re.search(r"after: accuracy 0\.\d+", output)
+    assert re.search(r"saved to .*after: accuracy 0\.\d+.* of 15 training images", output, re.DOTALL)
     model = IT3ForImageClassification.from_pretrained(tmp_path / "runs/finetuned")
-    assert list(model.config.id2label.values()) == names
-    assert model.config.reference_distance is not None
+    assert list(model.config.id2label.values()) == NAMES
+    assert model.config.reference_distance["num_images"] == 15
     kernel = "resnet.embedder.embedder.convolution.weight"
+    pretrained = ResNetForImageClassification.from_pretrained(tmp_path / "resnet")
     assert torch.equal(model.backbone.state_dict()[kernel], pretrained.state_dict()[kernel])
     classifier = pipeline("it3-image-classification", model=str(tmp_path / "runs/finetuned"))
-    assert classifier(few[0]["image"], top_k=1)[0]["label"] in names
+    assert classifier(few_digits[0]["image"], top_k=1)[0]["label"] in NAMES
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_what_was_fine_tuned_is_saved_before_anything_is_measured_on_it(run_here, tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(IT3Trainer, "measure_reference_distance", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_here("finetune_backbone.py", "--backbone", "resnet", "--dataset", "images", "--max_steps", 1)
+    assert IT3ForImageClassification.from_pretrained(tmp_path / "runs/finetuned").config.id2label[2] == "two"
 
 
 def test_torch_ttt_and_ours_give_the_same_answers(tmp_path):
