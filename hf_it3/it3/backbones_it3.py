@@ -71,10 +71,11 @@ def drop_weight_caches(backbone: nn.Module) -> None:
             module.get_attention_biases = UncachedBiases(module)
 
 
-def _copy(backbone: nn.Module) -> nn.Module:
+def copy_module(module: nn.Module) -> nn.Module:
+    """A copy whose weights, frozen parts and modes are those of the module."""
     # Caches hold tensors with a history, which cannot be copied, and need not be.
-    caches = (getattr(module, "attention_bias_cache", None) for module in backbone.modules())
-    return copy.deepcopy(backbone, {id(cache): {} for cache in caches if isinstance(cache, dict)})
+    caches = (getattr(part, "attention_bias_cache", None) for part in module.modules())
+    return copy.deepcopy(module, {id(cache): {} for cache in caches if isinstance(cache, dict)})
 
 
 class HeadlessClassifier(nn.Module):
@@ -88,7 +89,8 @@ class HeadlessClassifier(nn.Module):
     def __init__(self, model: PreTrainedModel, num_labels: int):
         super().__init__()
         self.model = model
-        self.classifier = nn.Linear(_feature_size(model), num_labels)
+        self.classifier = nn.Linear(_feature_size(model), num_labels, device=model.device, dtype=model.dtype)
+        self.classifier.training = self.training = model.training
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> ImageClassifierOutput:
         """Logits of shape `(B, num_labels)` for images of shape `(B, C, H, W)`."""
@@ -178,8 +180,7 @@ def take_over(backbone: Any, config_values: dict[str, Any], loading: dict[str, A
         loading (`dict`): arguments for `from_pretrained`.
 
     Returns:
-        The classifier with its trained weights marked as initialised, and the arguments for [`IT3Config`] with
-        `backbone_config` filled in.
+        The classifier, and the arguments for [`IT3Config`] with `backbone_config` filled in.
     """
     if not isinstance(backbone, (str, os.PathLike, PreTrainedConfig, nn.Module)):
         raise TypeError(
@@ -194,10 +195,9 @@ def take_over(backbone: Any, config_values: dict[str, Any], loading: dict[str, A
         config_values = {**config_values, "backbone_config": config.backbone_config}
         return build_backbone(config, **loading), config_values
     if isinstance(backbone, nn.Module):
-        backbone = _copy(backbone)
+        backbone = copy_module(backbone)
     else:
         backbone = _load(os.fspath(backbone), config_values, loading)
-    _mark_initialized(backbone)
     if not isinstance(backbone, PreTrainedModel):
         return backbone, {**config_values, "backbone_config": _module_config(backbone, config_values)}
     backbone.config.architectures = [type(backbone).__name__]
@@ -247,9 +247,9 @@ def _load(name: str, config_values: dict[str, Any], loading: dict[str, Any]) -> 
     return auto_class.from_pretrained(name, ignore_mismatched_sizes=bool(labels), **labels, **loading)
 
 
-def _mark_initialized(backbone: nn.Module) -> None:
-    """Keeps `post_init` of the wrapping model from drawing new weights for a trained backbone."""
-    marked: Iterable[Any] = (*backbone.modules(), *backbone.parameters(), *backbone.buffers())
+def keep_weights(module: nn.Module) -> None:
+    """Keeps `post_init` of the wrapping model from drawing new weights for a module that has its own."""
+    marked: Iterable[Any] = (*module.modules(), *module.parameters(), *module.buffers())
     for part in marked:
         part._is_hf_initialized = True
 

@@ -15,7 +15,9 @@ from .backbones_it3 import (
     LOADING_ARGUMENTS,
     backbone_logits,
     build_backbone,
+    copy_module,
     drop_weight_caches,
+    keep_weights,
     take_over,
 )
 from .batchnorm_it3 import split_batch_norms
@@ -88,9 +90,10 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
     Args:
         config ([`IT3Config`]): the configuration.
         backbone (`nn.Module`, *optional*): the classifier to wrap; by default built from `config.backbone_config`.
-            Use [`~IT3ForImageClassification.from_backbone`] for trained ones.
-        embedder (`nn.Module`, *optional*): maps a label signal `(B, num_labels)` to `(B, channels)`; by default a
-            [`LabelEmbedder`].
+            It keeps its weights and becomes part of the model; [`~IT3ForImageClassification.from_backbone`] copies it
+            and fills in the configuration.
+        embedder (`nn.Module`, *optional*): maps a label signal `(B, num_labels)` to `(B, channels)` and keeps its
+            weights; by default a new [`LabelEmbedder`].
 
     Raises:
         ValueError: if the injection layer does not exist or its channels cannot be told.
@@ -126,6 +129,9 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
     def __init__(self, config: IT3Config, backbone: nn.Module | None = None, embedder: nn.Module | None = None):
         super().__init__(config)
         config.sync_backbone_labels()
+        for given in (backbone, embedder):
+            if given is not None:
+                keep_weights(given)
         self.backbone = build_backbone(config) if backbone is None else backbone
         split_batch_norms(self.backbone)
         drop_weight_caches(self.backbone)
@@ -171,12 +177,13 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
     def from_backbone(
         cls, backbone: Any, *, embedder: nn.Module | None = None, **kwargs: Any
     ) -> "IT3ForImageClassification":
-        """Wraps a classifier and keeps its weights; the caller's object is copied, not changed.
+        """Wraps a classifier and keeps its weights, frozen parts and modes; the caller's objects are copied, not
+        changed.
 
         Args:
             backbone: a Hub name or local path, a configuration (new weights), a `PreTrainedModel` (a headless one
                 gets pooling and a linear head), or an `nn.Module` from pixels to logits.
-            embedder (`nn.Module`, *optional*): as in the constructor.
+            embedder (`nn.Module`, *optional*): as in the constructor; moved to the backbone's device and type.
             kwargs: arguments of [`IT3Config`], and of `from_pretrained` (`revision`, `token`, `dtype`, ...) where a
                 name is given.
 
@@ -197,11 +204,15 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
         """
         loading = {key: kwargs.pop(key) for key in LOADING_ARGUMENTS if key in kwargs}
         module, values = take_over(backbone, kwargs, loading)
-        model = cls(IT3Config(**values), backbone=module, embedder=embedder)
+        own = None if embedder is None else copy_module(embedder)
+        model = cls(IT3Config(**values), backbone=module, embedder=own)
         first = next(module.parameters(), None)
         if first is not None:
             model.embedder.to(device=first.device, dtype=first.dtype)
-        return model.train(module.training)
+        model.training = module.training
+        if embedder is None:
+            model.embedder.train(module.training)
+        return model
 
     def forward(
         self,
