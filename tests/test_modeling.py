@@ -378,7 +378,7 @@ class TestBackbonesAndEmbedders:
 
 
 class TestSaving:
-    def test_a_new_process_loads_the_same_bits_and_answers_the_same(self, model, images, trained_directory, tmp_path):
+    def test_a_new_process_loads_the_same_weights_and_answers_the_same(self, model, images, trained_directory, tmp_path):
         signal = model(images).logits.softmax(-1)
         with torch.no_grad():
             expected = {"plain": model(images).logits, "signalled": model(images, label_signal=signal).logits}
@@ -400,9 +400,10 @@ save_file({{"plain": plain, "signalled": signalled, **weights}}, {str(tmp_path /
 """
         subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
         outputs = load_file(tmp_path / "outputs.safetensors")
-        for name, value in {**expected, **model.state_dict()}.items():
+        for name, value in model.state_dict().items():
             assert torch.equal(outputs.pop(name), value), name
-        assert outputs == {}
+        # Another process may compute with other instructions: its memory lies at other addresses.
+        torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
 
     def test_saved_weights_are_those_in_memory(self, model, trained_directory):
         saved = load_file(f"{trained_directory}/model.safetensors")
