@@ -206,9 +206,9 @@ class TestArguments:
         assert b"hf_secret" not in pickle.dumps(args)
 
     def test_a_model_that_takes_no_signal_is_refused(self, arguments, rows):
-        with pytest.raises(TypeError, match="got IT3CNNForImageClassification; wrap it with"):
+        with pytest.raises(TypeError, match="IT3CNNForImageClassification takes no label signal; wrap it with"):
             IT3Trainer(tiny().backbone, arguments(), train_dataset=rows)
-        with pytest.raises(TypeError, match="got IT3CNNForImageClassification; wrap it with"):
+        with pytest.raises(TypeError, match="IT3CNNForImageClassification takes no label signal; wrap it with"):
             IT3Trainer(model_init=lambda: tiny().backbone, args=arguments(), train_dataset=rows)
 
     @pytest.mark.parametrize("label", [0.5, [1.0, 0.0]])

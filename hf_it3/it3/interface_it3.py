@@ -24,8 +24,13 @@ class IdempotentModel(PreTrainedModel):
 
 
 def takes_label_signal(model: nn.Module | None) -> TypeGuard[IdempotentModel]:
-    """Whether a model is idempotent. Told by its parts, because remote code brings classes of its own."""
-    return hasattr(model, "embedder")
+    """Whether a model is idempotent.
+
+    Told by its parts, because remote code brings classes of its own; an `embedder` alone is not enough, ResNets for
+    instance call their stem so.
+    """
+    has_settings = hasattr(getattr(model, "config", None), "adaptation")
+    return has_settings and isinstance(getattr(model, "embedder", None), nn.Module)
 
 
 def idempotent_model(model: nn.Module | None) -> IdempotentModel:

@@ -117,13 +117,10 @@ class IT3Pipeline(ImageClassificationPipeline):
 
     def check_model_type(self, supported_models: Any) -> None:
         """Refuses models that take no label signal."""
-        # By name, because a model loaded as remote code is of a class of its own.
-        if not (hasattr(self.model, "embedder") and hasattr(self.model.config, "adaptation")):
-            raise ValueError(
-                f"{type(self.model).__name__} takes no label signal and cannot adapt; wrap it with "
-                "IT3ForImageClassification.from_backbone and train it with IT3Trainer, or use the stock "
-                "'image-classification' pipeline"
-            )
+        try:
+            idempotent_model(self.model)
+        except TypeError as error:
+            raise ValueError(f"{error}, or use the stock 'image-classification' pipeline") from None
 
     def _sanitize_parameters(
         self,

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ..data import ImageCollator, class_names, image_processor_for
+from ..it3.interface_it3 import idempotent_model
 from ..it3.shell_it3 import norm_parameter_names
 from .training_arguments import IT3TrainingArguments
 
@@ -29,11 +30,7 @@ def prepare_model(model: nn.Module, args: IT3TrainingArguments) -> None:
     Raises:
         TypeError: if the model takes no label signal.
     """
-    if not hasattr(getattr(model, "config", None), "adaptation"):
-        raise TypeError(
-            f"IT3Trainer trains models that take a label signal, got {type(model).__name__}; wrap it with "
-            "IT3ForImageClassification.from_backbone"
-        )
+    idempotent_model(model)
     if args.freeze_backbone:
         _freeze_backbone(model)
 
