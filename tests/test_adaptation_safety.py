@@ -130,16 +130,24 @@ class TestValuesThatAreNotFinite:
         torch.testing.assert_close(output.logits[2], model(images[2:3]).logits[0], equal_nan=True)
         assert "1 of 6 images have pixels or predictions that are not finite" in caplog.text
 
-    def test_a_loss_that_is_not_finite_costs_nobody_their_answer(self, model, shifted_images, caplog, scope):
-        def breaks_after_the_first_look(y1, y0):
-            return -(y1 * y0).sum(-1) * (1.0 if not y0.requires_grad else float("nan"))
+    def test_a_gradient_that_is_not_finite_costs_nobody_their_answer(self, model, shifted_images, caplog, scope):
+        def distance(y1, y0):
+            return -(y1 * y0).sum(-1)
 
-        settings = {"distance": breaks_after_the_first_look, "anchor": "ema"}
-        output = adapter_of(model, scope, **settings)(shifted_images[:6])
-        assert output.logits.isfinite().all()
+        def of_broken_gradient(y1, y0):
+            # The square root of zero has an infinite derivative, which times zero is NaN.
+            return distance(y1, y0) + 0 * (y0 - y0.detach()).abs().sum(-1).sqrt()
+
+        assert adapter_of(model, scope, distance=distance)(shifted_images[:6]).adapted.all()
+        output = adapter_of(model, scope, distance=of_broken_gradient)(shifted_images[:6])
+        assert output.loss_history[0].isfinite().all(), "the first loss is whole, so there was a step"
+        assert not output.adapted.any()
+        assert torch.equal(output.logits, output.initial_logits)
+        assert "values that are not finite for 6 of 6 images" in caplog.text
 
     def test_steps_that_are_too_large_cost_nobody_their_answer(self, model, shifted_images, caplog, scope):
         images = shifted_images[:6]
+        assert adapter_of(model, scope, learning_rate=1e-3, optimizer="sgd", num_steps=4)(images).adapted.all()
         output = adapter_of(model, scope, learning_rate=1e38, optimizer="sgd", num_steps=4)(images)
         assert output.logits.isfinite().all()
         fallen_back = ~output.adapted
@@ -188,7 +196,8 @@ def test_one_adapter_called_from_several_threads_takes_turns(model, shifted_imag
     batches = shifted_images.split(8)
     expected = [adapter(batch).logits for batch in batches]
     with ThreadPoolExecutor(4) as pool:
-        assert all(map(torch.equal, pool.map(lambda batch: adapter(batch).logits, batches), expected))
+        results = list(pool.map(lambda batch: adapter(batch).logits, batches))
+    torch.testing.assert_close(results, expected, rtol=1e-5, atol=1e-6)
 
 
 CALLERS = {
@@ -213,7 +222,8 @@ class TestCallers:
         with torch.inference_mode():
             loaded = IT3ForImageClassification.from_pretrained(trained_directory)
             output = adapter_of(loaded, scope)(shifted_images[:6])
-        assert torch.equal(output.logits, adapter_of(model, scope)(shifted_images[:6]).logits)
+        expected = adapter_of(model, scope)(shifted_images[:6]).logits
+        torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("settings", [{}, {"anchor": "ema"}, {"anchor": "self"}], ids=str)
     def test_autocast_adapts_and_forgets_from_batch_to_batch(self, model, shifted_images, scope, settings):
@@ -266,7 +276,8 @@ class TestCallers:
     def test_a_model_loaded_with_a_device_map_adapts(self, trained_directory, model, shifted_images, scope):
         loaded = IT3ForImageClassification.from_pretrained(trained_directory, device_map={"": "cpu"})
         output = adapter_of(loaded, scope)(shifted_images[:6])
-        assert torch.equal(output.logits, adapter_of(model, scope)(shifted_images[:6]).logits)
+        expected = adapter_of(model, scope)(shifted_images[:6]).logits
+        torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-4)
 
     def test_a_model_dispatched_by_accelerate_adapts(self, model, shifted_images, scope):
         from accelerate import dispatch_model

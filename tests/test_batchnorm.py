@@ -105,10 +105,13 @@ def before_statistics(buffers):
 def test_a_single_value_per_channel_keeps_the_training_statistics():
     split = SplitBatchNorm(batch_norm()).eval()
     features = torch.randn(1, 3, 1, 1).double()
+    expected = split(features)
     with norm_statistics("batch"):
-        assert torch.equal(split(features), split(features))
-        actual = split(features)
-    assert torch.equal(actual, split(features))
+        torch.testing.assert_close(split(features), expected)
+    with norm_statistics("mixed", 16):
+        torch.testing.assert_close(split(features), expected)
+    with norm_statistics("batch"):
+        assert not torch.allclose(split(torch.randn(2, 3, 1, 1).double())[:1], expected)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -562,4 +562,4 @@ class TestLibraries:
         )
         with torch.no_grad():
             expected = model(torch.ones(1, 1, 8, 8)).logits
-        assert torch.equal(torch.tensor(run(hub, code, repo_id)), expected)
+        torch.testing.assert_close(torch.tensor(run(hub, code, repo_id)), expected)
