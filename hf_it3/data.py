@@ -126,6 +126,29 @@ class _FirstOfStream(IterableDataset):
         return islice(self.dataset, self.count)
 
 
+READING_ORDERS = ("shuffled", "given")
+
+
+def in_reading_order(rows: Any, order: str = "shuffled", seed: int = 0) -> Any:
+    """Images in the order in which a model adapts to them.
+
+    Images that adapt together should be a mix of classes, and folders are sorted by class; `"shuffled"` mixes them,
+    the same way for the same seed. `"given"` leaves them as they are, for frames of a video for example.
+
+    Args:
+        rows: a list, or a data set of `datasets`, streamed or not.
+        order (`"shuffled"` or `"given"`): see above.
+        seed (`int`): of the shuffling.
+    """
+    if order not in READING_ORDERS:
+        raise ValueError(f"order={order!r} must be one of {', '.join(map(repr, READING_ORDERS))}")
+    if order == "given":
+        return rows
+    if not isinstance(rows, list):
+        return rows.shuffle(seed=seed)
+    return [rows[position] for position in np.random.default_rng(seed).permutation(len(rows))]
+
+
 def find_column(columns: Iterable[str], candidates: tuple[str, ...], given: str | None, what: str) -> str:
     """The column that holds the images or the labels.
 

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import pipeline
 
 from hf_it3.cli import main
+from hf_it3.data import in_reading_order
 
 
 @pytest.fixture
@@ -22,6 +24,43 @@ def test_a_folder_gives_one_line_per_image_in_alphabetical_order(folder, trained
     assert main(["predict", str(trained_directory), str(folder), "--no_gate"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[0] for line in lines] == [str(folder / name) for name in ("a.png", "b.png", "c.png")]
+
+
+def spoiled(row):
+    """A bright digit, on which the gate opens."""
+    return Image.fromarray((np.asarray(row["image"]) * 0.6 + 100).astype(np.uint8))
+
+
+@pytest.fixture
+def class_folders(tmp_path, digits):
+    """Forty-eight bright digits in a folder for each class; the files with their labels."""
+    for position, row in enumerate(digits["test"].select(range(48))):
+        path = tmp_path / "sorted" / str(row["label"]) / f"{position}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        spoiled(row).save(path)
+    return tmp_path / "sorted"
+
+
+def answers_of(capsys, *arguments):
+    assert main(["predict", *map(str, arguments)]) == 0
+    return [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+
+
+def test_folders_of_classes_are_read_in_a_mix_that_repeats(class_folders, trained_directory, capsys):
+    options = (trained_directory, class_folders, "--batch_size", 16, "--top_k", 10)
+    shuffled, again = (answers_of(capsys, *options) for _ in range(2))
+    given = answers_of(capsys, *options, "--order", "given")
+    other = answers_of(capsys, *options, "--seed", 1)
+    files = [str(file) for file in sorted(class_folders.glob("*/*.png"))]
+    assert [line[0] for line in shuffled] == [line[0] for line in given] == files
+    assert shuffled == again
+    assert shuffled != given
+    assert shuffled != other
+    classifier = pipeline("it3-image-classification", model=trained_directory)
+    order = in_reading_order(list(range(48)))
+    batch = classifier([files[position] for position in order[:16]], top_k=10)
+    for position, classes in zip(order, batch, strict=False):
+        assert shuffled[position][1:] == [f"{entry['label']} {entry['score']:.3f}" for entry in classes]
 
 
 def test_json_lines_hold_unadapted_scores_and_whether_an_image_was_adapted(folder, trained_directory, capsys):

@@ -177,3 +177,25 @@ def test_adapting_turns_photographs_upright(trained_directory, tmp_path):
         for name in ("upright", "turned")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_adapting_mixes_the_classes_of_a_sorted_data_set(digits, trained_directory, tmp_path):
+    rows = digits["test"].select(range(64)).sort("label")
+    rows.to_parquet(tmp_path / "rows" / "test-00000-of-00001.parquet")
+    settings = {"gate": None, "batch_size": 16}
+    shuffled, again, given = (
+        adapt_to_images(trained_directory, [str(tmp_path / "rows")], **settings, **order).state_dict()
+        for order in ({}, {}, {"order": "given"})
+    )
+    assert all(torch.equal(value, again[name]) for name, value in shuffled.items())
+    assert not all(torch.equal(value, given[name]) for name, value in shuffled.items())
+    with pytest.raises(ValueError, match="order='sorted' must be one of 'shuffled', 'given'"):
+        adapt_to_images(trained_directory, [str(tmp_path / "rows")], order="sorted")
+
+
+def test_a_data_set_without_images_is_refused_before_the_progress_bar(digits, trained_directory, tmp_path, capsys):
+    digits["test"].remove_columns("image").to_parquet(tmp_path / "rows" / "test-00000-of-00001.parquet")
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="no image column: looked for image, img, pixel_values"):
+        adapt_to_images(trained_directory, [str(tmp_path / "rows")])
+    assert "Adapting" not in capsys.readouterr().err

@@ -1,8 +1,12 @@
-"""Adapts a model to unlabelled images, and saves or pushes the adapted model."""
+"""Adapts a model to unlabelled images, and saves or pushes the adapted model.
+
+The model takes one batch of images after the other, in a random order that is the same every time, because batches
+should mix the classes and folders are sorted by class.
+"""
 
 import argparse
 
-from .options import positive
+from .options import add_order, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, folders of them, or one data set")
     parser.add_argument("--revision", help="revision of the model")
     parser.add_argument("--split", default="test", help="split of a data set, or a range of one: test[:2000]")
+    add_order(parser)
     parser.add_argument("--output_dir", metavar="DIR", help="where to save the adapted model")
     parser.add_argument("--push", metavar="user/name", help="where to push the adapted model")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
@@ -40,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.images,
         revision=arguments.revision,
         split=arguments.split,
+        order=arguments.order,
+        seed=arguments.seed,
         description=arguments.description,
         **overrides,
     )

@@ -1,4 +1,8 @@
-"""Classifies image files with a model that adapts itself to them, and prints or writes the answers."""
+"""Classifies image files with a model that adapts itself to them, and prints or writes the answers.
+
+Images that adapt together should be a mix of classes, and folders are sorted by class. Therefore files are read in a
+random order, the same every time; answers come in the order of the files.
+"""
 
 import argparse
 import json
@@ -6,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .options import positive
+from .options import add_order, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scope", choices=("batch", "image", "stream"), help="by default the model's")
     parser.add_argument("--batch_size", type=positive, help="images that adapt together; by default the model's")
     parser.add_argument("--no_gate", action="store_true", help="adapt to images like the training images, too")
+    add_order(parser)
     parser.add_argument("--top_k", type=positive, default=1)
     parser.add_argument("--output", metavar="FILE", help="write JSON lines there instead of printing a table")
 
@@ -27,6 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
     from transformers import pipeline
 
+    from ..data import in_reading_order
     from ..evaluation.storage import write_atomically
     from ..hub.adapted_model import find_images
     from ..it3.pipeline_it3 import IT3Pipeline
@@ -44,10 +50,13 @@ def run(arguments: argparse.Namespace) -> None:
     settings |= {"scope": arguments.scope} if arguments.scope else {}
     settings |= {"gate": None} if arguments.no_gate else {}
     batch_size = arguments.batch_size or classifier.model.config.adaptation.batch_size
-    answers = []
+    answers: list[Any] = [None] * len(files)
+    reading = in_reading_order(list(range(len(files))), arguments.order, arguments.seed)
     for start in tqdm(range(0, len(files), batch_size), "Classifying", unit="batch", file=sys.stderr):
-        batch = [str(file) for file in files[start : start + batch_size]]
-        answers += classifier(batch, batch_size=batch_size, **settings)
+        batch = reading[start : start + batch_size]
+        classified = classifier([str(files[position]) for position in batch], batch_size=batch_size, **settings)
+        for position, classes in zip(batch, classified, strict=True):
+            answers[position] = classes
     if output is None:
         for file, classes in zip(files, answers, strict=True):
             print(f"{file}\t" + "\t".join(f"{entry['label']} {entry['score']:.3f}" for entry in classes))

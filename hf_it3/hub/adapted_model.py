@@ -8,7 +8,15 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data import IMAGE_COLUMNS, ImageCollator, find_column, image_processor_for, load_images, select_split
+from ..data import (
+    IMAGE_COLUMNS,
+    ImageCollator,
+    find_column,
+    image_processor_for,
+    in_reading_order,
+    load_images,
+    select_split,
+)
 from ..it3.adaptation_it3 import TestTimeAdapter
 from ..it3.interface_it3 import IdempotentModel
 from ..it3.modeling_it3 import IT3ForImageClassification
@@ -21,6 +29,8 @@ def adapt_to_images(
     *,
     revision: str | None = None,
     split: str = "test",
+    order: str = "shuffled",
+    seed: int = 0,
     description: str | None = None,
     **overrides: Any,
 ) -> IdempotentModel:
@@ -31,6 +41,7 @@ def adapt_to_images(
         images (`list[str]`): image files and folders of images, or the name of one data set.
         revision (`str`, *optional*): of the model.
         split (`str`): of the data set, or a range of one such as `"test[:2000]"`.
+        order, seed: in which images are adapted to, see [`~hf_it3.data.in_reading_order`].
         description (`str`, *optional*): of the images, for the model card; by default says how many there are.
         overrides: fields of [`AdaptationConfig`] that differ from the model's settings.
 
@@ -44,6 +55,7 @@ def adapt_to_images(
     adapter = TestTimeAdapter(loaded, **{**overrides, "scope": "stream"})
     collator = ImageCollator(image_processor_for(loaded.config))
     source, rows = _open(images, split)
+    rows = in_reading_order(rows, order, seed)
     for batch in tqdm(_batches(rows, adapter.config.batch_size, collator), "Adapting", unit="batch"):
         adapter(batch)
     adapted = adapter.adapted_model()
@@ -76,9 +88,11 @@ def _open(names: Sequence[str], split: str) -> tuple[str, Iterable[dict[str, Any
             missing = next(path for path in paths if not path.exists())
             raise ValueError(f"{missing} does not exist; give image files and folders, or one data set")
         rows = select_split(load_images(names[0]), split)
+        if rows.column_names is not None:
+            find_column(rows.column_names, IMAGE_COLUMNS, None, "image")
         return f"{'data set' if paths[0].exists() else names[0]}, split {split}", rows
     files = find_images(names)
-    return f"{len(files)} image files", ({"image": file} for file in files)
+    return f"{len(files)} image files", [{"image": file} for file in files]
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
