@@ -2,17 +2,23 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from markdown_code import blocks, check_command, subcommand_lines
 
 import hf_it3
 from hf_it3.cli import COMMANDS
 
 
 DOCS = Path(__file__).parent.parent / "docs"
+PAGES = {
+    str(path.relative_to(DOCS / "pages")): path.read_text(encoding="utf-8")
+    for path in sorted((DOCS / "pages").rglob("*.md"))
+}
 
 
 def test_it_builds_with_every_link_leading_somewhere(tmp_path):
@@ -33,6 +39,31 @@ def test_it_builds_with_every_link_leading_somewhere(tmp_path):
     assert "<code>num_steps</code>" in pages, "the arguments are missing"
 
 
+LISTING = "reference/cli.md"  # names commands without their arguments
+
+
 def test_every_command_is_listed():
-    page = (DOCS / "pages" / "reference" / "cli.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `hf-it3 (\w+)`", page, flags=re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^\| `hf-it3 (\w+)`", PAGES[LISTING], flags=re.MULTILINE)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "python")])
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, trained_directory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained_directory, "runs/demo")  # the model that pages tell their readers to make
+    namespace: dict[str, object] = {}
+    for block in blocks(PAGES[page], "python"):
+        exec(compile(block, page, "exec"), namespace)
+
+
+COMMAND_LINES = [(page, line) for page, text in PAGES.items() if page != LISTING for line in subcommand_lines(text)]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMAND_LINES)
+def test_every_command_is_one_that_the_parser_takes(page, line):
+    check_command(line)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("guides/")])
+def test_every_guide_can_be_found(page):
+    navigation = (DOCS / "mkdocs.yml").read_text(encoding="utf-8")
+    assert page in navigation
