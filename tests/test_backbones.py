@@ -94,6 +94,10 @@ def test_saving_and_reloading_gives_equal_weights_and_logits(family, tmp_path):
             reloaded(images, label_signal=signal).logits, model(images, label_signal=signal).logits
         )
     assert reloaded.config.injection_layer == FAMILIES[family].layer
+    if family == "levit":
+        return  # transformers appends to its configuration whenever the model is built
+    reloaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_bytes() == (tmp_path / "config.json").read_bytes()
 
 
 def test_adaptation_in_batch_scope_changes_a_copy_of_the_weights_alone(family):

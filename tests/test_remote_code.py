@@ -89,8 +89,9 @@ def test_without_the_package_code_from_the_repo_does_the_same(
     name, again = hub.name("with-code"), hub.name("pushed-again")
     classifier.push_to_hub(name, include_code=True)
     command = [sys.executable, "-S", "-c", HEAD + TRUSTING, str(packages_without_hf_it3), name, again]
+    environment = {name: value for name, value in hub.env().items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        command, env=hub.env(), cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        command, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

@@ -155,6 +155,14 @@ def build_backbone(config: IT3Config, **loading: Any) -> nn.Module:
     return backbone if has_head(model_class.__name__) else HeadlessClassifier(backbone, config.num_labels)
 
 
+def share_config(config: IT3Config, backbone: nn.Module) -> None:
+    """Makes `config.backbone_config` the configuration that the backbone itself reads, with our labels in it."""
+    model = backbone.model if isinstance(backbone, HeadlessClassifier) else backbone
+    if isinstance(model, PreTrainedModel):
+        config.backbone_config = model.config
+        config.sync_backbone_labels()
+
+
 def check_rebuildable(config: PreTrainedConfig, backbone: nn.Module) -> None:
     """Raises a ValueError, with the way out, if a saved `config` would not lead back to `backbone`."""
     if config.model_type == ModuleConfig.model_type:

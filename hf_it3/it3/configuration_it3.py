@@ -210,6 +210,7 @@ class IT3Config(PreTrainedConfig):
         """The configuration as plain values, the nested ones included."""
         output = super().to_dict()
         output["adaptation"] = self.adaptation.to_dict()
+        _set_dtype(output["backbone_config"], output["dtype"])
         for name in ("combine", "distance"):
             output[name] = describe_callable(output[name])
         return output
@@ -233,6 +234,14 @@ class IT3Config(PreTrainedConfig):
 def _is_finite(value: Any, low: float = -math.inf) -> bool:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return is_number and math.isfinite(value) and value >= low
+
+
+def _set_dtype(values: dict[str, Any], dtype: str | None) -> None:
+    """Gives a configuration and those inside it the type that loading gives them, so that saving again is the same."""
+    values["dtype"] = dtype
+    for value in values.values():
+        if isinstance(value, dict) and "model_type" in value:
+            _set_dtype(value, dtype)
 
 
 def _known_keys() -> set[str]:

@@ -1,6 +1,7 @@
 """The small convolutional network of the MNIST tutorial as a transformers model."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,13 +64,20 @@ class IT3CNNForImageClassification(PreTrainedModel):
         init_like_torch(module)
 
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> ImageClassifierOutputWithNoAttention | tuple:
         """Classifies a batch of images.
 
         Args:
             pixel_values (`Tensor` of shape `(B, num_channels, image_size, image_size)`): normalised images.
             labels (`Tensor` of shape `(B,)`, *optional*): class indices; with them the output has a loss.
+            output_hidden_states (`bool`, *optional*): whether to return the features behind each of the first five
+                layers; by default as the configuration says.
+            return_dict (`bool`, *optional*): whether to return a model output or a tuple.
 
         Raises:
             ValueError: if the images do not have the configured shape.
@@ -80,13 +88,15 @@ class IT3CNNForImageClassification(PreTrainedModel):
                 f"pixel_values must have shape (batch, {', '.join(map(str, expected))}), "
                 f"got {tuple(pixel_values.shape)}; does the image processor belong to this model?"
             )
-        features = self.activation(max_pool_2x2(self.conv1(pixel_values)))
-        features = self.activation(max_pool_2x2(self.conv2(features)))
-        hidden = self.activation(self.fc1(features.flatten(1)))
-        hidden = hidden + self.activation(self.fc2(hidden))
-        hidden = hidden + self.activation(self.fc3(hidden))
-        logits = self.fc4(hidden)
+        first = self.activation(max_pool_2x2(self.conv1(pixel_values)))
+        second = self.activation(max_pool_2x2(self.conv2(first)))
+        third = self.activation(self.fc1(second.flatten(1)))
+        fourth = third + self.activation(self.fc2(third))
+        fifth = fourth + self.activation(self.fc3(fourth))
+        logits = self.fc4(fifth)
         loss = self.loss_function(labels, logits, self.config) if labels is not None else None
-        output = ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
+        keeps = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states: Any = (first, second, third, fourth, fifth) if keeps else None
+        output = ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=hidden_states)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()

@@ -18,6 +18,7 @@ from .backbones_it3 import (
     copy_module,
     drop_weight_caches,
     keep_weights,
+    share_config,
     take_over,
 )
 from .batchnorm_it3 import split_batch_norms
@@ -128,11 +129,12 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
 
     def __init__(self, config: IT3Config, backbone: nn.Module | None = None, embedder: nn.Module | None = None):
         super().__init__(config)
-        config.sync_backbone_labels()
         for given in (backbone, embedder):
             if given is not None:
                 keep_weights(given)
+        config.sync_backbone_labels()
         self.backbone = build_backbone(config) if backbone is None else backbone
+        share_config(config, self.backbone)
         split_batch_norms(self.backbone)
         drop_weight_caches(self.backbone)
         channels = self._connect_injection_layer()
@@ -218,7 +220,7 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        label_signal: Tensor | None = None,
+        *,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> IT3ImageClassifierOutput | tuple:
@@ -228,15 +230,17 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
             pixel_values (`Tensor` of shape `(B, C, H, W)`): images as the image processor returns them.
             labels (`Tensor` of shape `(B,)`, or `(B, num_labels)` for several labels or regression, *optional*): with
                 labels alone, both passes run and the output has a loss.
-            label_signal (`Tensor` of shape `(B, num_labels)`, *optional*): probabilities, or a one-hot label, given to
-                the model; one pass runs.
             return_dict (`bool`, *optional*): whether to return an [`IT3ImageClassifierOutput`] or a tuple.
-            kwargs: passed to the backbone.
+            kwargs: `label_signal` (`Tensor` of shape `(B, num_labels)`, *optional*), probabilities or a one-hot label
+                given to the model, so that one pass runs; others are passed to the backbone.
 
         Raises:
             ValueError: if labels do not fit or are out of range, the signal has the wrong shape, or the injection
                 layer did not run.
         """
+        # Not a named argument: `Trainer` takes each with "label" in its name for a label, and gives neither loss nor
+        # metrics for a batch that lacks one.
+        label_signal: Tensor | None = kwargs.pop("label_signal", None)
         if labels is None:
             first = self._run(pixel_values, label_signal, **kwargs)
             return self._output(first, return_dict)
@@ -266,6 +270,9 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
         if not isinstance(pixel_values, Tensor):
             raise ValueError(f"pixel_values must be a tensor of shape (B, C, H, W), got {type(pixel_values).__name__}")
         signal = self._neutral_signal(pixel_values) if label_signal is None else label_signal
+        for name in ("output_attentions", "output_hidden_states"):
+            if getattr(self.config, name):
+                kwargs.setdefault(name, True)
         forward_pass = ForwardPass(is_signal_pass=label_signal is not None)
         if signal is not None:
             forward_pass.embedding = self._embed(signal, len(pixel_values))

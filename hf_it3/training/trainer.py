@@ -88,9 +88,6 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         **kwargs: Any,
     ):
         args = with_our_arguments(args)
-        if args.label_names is None:
-            # Trainer would count `label_signal` among the labels, and evaluate without any where a batch lacks it.
-            args.label_names = ["labels"]
         check_losses(args, kwargs.get("compute_loss_func"))
         given = (data_collator, processing_class)
         if model is not None:
