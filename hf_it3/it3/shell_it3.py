@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .weights_it3 import check_adaptable
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile`, `DistributedDataParallel` or `DataParallel` wrappers."""
@@ -102,20 +104,14 @@ class ModelShell:
         choice (`str`, *optional*): which parameters may change, see [`select_parameters`]; `None`: nothing may.
 
     Raises:
-        ValueError: if weights are offloaded to disk or not loaded, or nothing is selected.
+        ValueError: if weights are offloaded, not loaded, sharded or quantised, or nothing is selected.
     """
 
     def __init__(self, model: nn.Module, choice: str | None):
         with torch.inference_mode(False), torch.no_grad():
             self.model = model
             self.fingerprint = _Fingerprint(model)
-            for name, tensor in model.named_parameters():
-                if tensor.device.type == "meta":
-                    raise ValueError(
-                        f"{name} is on the meta device: the weights are offloaded or not loaded, and cannot be "
-                        "adapted; load the model without offloading (device_map=None or a map that keeps all of it in "
-                        "memory)"
-                    )
+            check_adaptable(model)
             selected = {} if choice is None else select_parameters(model, choice)
             self.names = list(selected)
             self.source: list[Tensor] = list(selected.values())
