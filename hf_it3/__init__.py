@@ -5,9 +5,10 @@ Importing the package registers its models with the Auto classes and its pipelin
 """
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .it3.registration import register
 from .version import __version__
 
 
@@ -68,4 +69,12 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC_NAMES])
 
 
-register()
+def _only_explains() -> bool:
+    """Whether this process is the command `hf-it3 --help`, which should not wait for torch and transformers."""
+    return Path(sys.argv[0]).stem == "hf-it3" and not {"-h", "--help", "--version"}.isdisjoint(sys.argv)
+
+
+if not _only_explains():
+    from .it3.registration import register
+
+    register()

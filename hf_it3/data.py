@@ -65,7 +65,8 @@ def load_images(name_or_path: str, config_name: str | None = None, streaming: bo
     """A data set of images by name: `"digits"`, a Hub name, a local data set, or a folder of images.
 
     Raises:
-        ValueError: if the path exists but holds no data set; Hub errors are passed on as they are.
+        ValueError: if the path exists but holds no data set.
+        OSError: if there is no such path, and no such data set on the Hub or no way to it.
     """
     import datasets
 
@@ -73,7 +74,12 @@ def load_images(name_or_path: str, config_name: str | None = None, streaming: bo
         return load_digits()
     if os.path.isdir(name_or_path) and os.path.isfile(os.path.join(name_or_path, "dataset_dict.json")):
         return datasets.load_from_disk(name_or_path)
-    return datasets.load_dataset(name_or_path, config_name, streaming=streaming)
+    try:
+        return datasets.load_dataset(name_or_path, config_name, streaming=streaming)
+    except (FileNotFoundError, ConnectionError) as error:
+        if os.path.exists(name_or_path):
+            raise
+        raise OSError(f"there is no file or folder {name_or_path}, and as a name on the Hub: {error}") from error
 
 
 def select_split(splits: Any, wanted: str) -> Any:

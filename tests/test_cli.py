@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -32,7 +33,7 @@ def failing(monkeypatch):
     def install(error):
         module = Fails(error)
         module.__doc__ = "Fails."
-        monkeypatch.setattr(cli.importlib, "import_module", lambda *_: module)
+        monkeypatch.setattr(cli, "importlib", SimpleNamespace(import_module=lambda *_: module))
 
     return install
 
@@ -152,3 +153,74 @@ def test_a_reader_that_has_enough_is_no_error():
             [sys.executable, "-m", "hf_it3.cli", "corruptions"], stdout=closed, stderr=subprocess.PIPE, text=True
         )
     assert (process.returncode, process.stderr) == (141, "")
+
+
+HELP = """
+import sys
+sys.argv = ["/usr/bin/hf-it3", *{arguments}]
+from hf_it3.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0
+slow = {{"torch", "transformers", "datasets", "huggingface_hub", "numpy", "PIL"}} & set(sys.modules)
+assert not slow, slow
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["predict", "-h"], ["evaluate", "--help"]])
+def test_help_waits_for_no_other_package(arguments):
+    subprocess.run([sys.executable, "-c", HELP.format(arguments=arguments)], check=True, capture_output=True)
+
+
+def test_options_may_be_written_with_dashes(failing, monkeypatch):
+    given = []
+    failing(None)
+    monkeypatch.setattr(Fails, "add_arguments", lambda self, parser: parser.add_argument("--num_steps", type=int))
+    monkeypatch.setattr(Fails, "run", lambda self, arguments: given.append(arguments.num_steps))
+    for options in (["--num-steps", "3"], ["--num-steps=-4"], ["--num_steps", "5"]):
+        assert cli.main(["env", *options]) == 0
+    assert given == [3, -4, 5]
+
+
+TAKES = {
+    "dataset": {"demo", "evaluate", "calibrate", "train", "app"},
+    "config_name": {"evaluate", "calibrate", "train", "adapt", "app"},
+    "revision": {"evaluate", "calibrate", "train", "inspect", "predict", "adapt", "push", "app"},
+}
+
+
+def options_of(name):
+    (subparsers,) = [action for action in cli.build_parser(name)._actions if action.dest == "command"]
+    return {action.dest for action in subparsers.choices[name]._actions}
+
+
+def test_one_thing_has_one_name_in_all_commands():
+    options = {name: options_of(name) for name in cli.COMMANDS}
+    for option, commands in TAKES.items():
+        assert {name for name in options if option in options[name]} == commands, option
+    for retired in ("dataset_config", "dataset_name", "model_revision", "scopes", "max_train_images"):
+        assert not [name for name in options if retired in options[name]], retired
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["predict", "./no/such/model", "x.png"], "model './no/such/model' does not exist"),
+        (["evaluate", "runs/no/model", "--dataset", "digits"], "model 'runs/no/model' does not exist"),
+        (["evaluate", "user/model", "--dataset", "/no/data"], "dataset '/no/data' does not exist"),
+        (["train", "--backbone", "~/no/model"], "backbone '~/no/model' does not exist"),
+        (["demo", "--dataset", "no/such/folder"], "dataset 'no/such/folder' does not exist"),
+    ],
+)
+def test_a_local_path_that_is_missing_is_called_that(arguments, told, capsys):
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err == (
+        f"hf-it3 {arguments[0]}: error: {told}; give a path that does, or a name on the Hub\n"
+    )
+
+
+def test_a_data_set_that_is_nowhere_is_said_to_be_no_folder_either(capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli.main(["demo", "--dataset", "runs/data"]) == 2
+    assert "there is no file or folder runs/data, and as a name on the Hub: " in capsys.readouterr().err

@@ -4,12 +4,13 @@ import functools
 import json
 import os
 import signal
+import sys
 
 import pytest
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_it3.cli import main
+from hf_it3.cli import build_parser, main
 from hf_it3.corruptions import list_corruptions
 from hf_it3.evaluation import runner
 from hf_it3.evaluation.runner import Runner
@@ -25,7 +26,7 @@ def command(trained_directory):
 
 
 def test_the_table_has_a_column_per_method_and_a_row_per_corruption(command, capsys):
-    assert main([*command, "--methods", "tent,torch-ttt", "--scopes", "batch,none"]) == 0
+    assert main([*command, "--methods", "tent,torch-ttt,batch,none"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Accuracy in percent, 48 images in batches of 24, order iid"
     assert lines[1].split()[:4] == ["none", "tent", "torch-ttt", "batch"]
@@ -37,12 +38,12 @@ def test_the_table_has_a_column_per_method_and_a_row_per_corruption(command, cap
 
 
 def test_corruptions_are_left_out(command, capsys):
-    assert main([*command, "--scopes", "none", "--exclude", "digits-shift/blur,calibrated"]) == 0
+    assert main([*command, "--methods", "none", "--exclude", "digits-shift/blur,calibrated"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:5]] == ["clean", "contrast"]
 
 
 def test_ranges_of_a_split_are_evaluated_apart(command, capsys):
-    assert main([*command, "--scopes", "none", "--split", "test[:10],test[10:40]"]) == 0
+    assert main([*command, "--methods", "none", "--split", "test[:10],test[10:40]"]) == 0
     names = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[3:9]]
     corruptions = ("digits-shift/contrast", "digits-shift/blur")
     assert names == [
@@ -99,6 +100,36 @@ def test_a_progress_bar_shows_the_running_accuracy(command, capsys, monkeypatch)
     assert "1/1 clean" in captured.err
     assert "batch=" in captured.err
     assert "1/1" not in captured.out
+
+
+def test_it_says_how_much_it_will_do_before_it_starts(command, capsys):
+    command.remove("--no_progress")
+    assert main([*command, "--methods", "none,batch"]) == 0
+    assert "Evaluating 3 conditions on 48 images each with none, batch, in batches of 24\n" in capsys.readouterr().err
+
+
+def test_by_default_it_ends_within_minutes(trained_directory):
+    options = build_parser("evaluate").parse_args(["evaluate", trained_directory, "--dataset", "digits"])
+    assert (options.num_samples, options.severities, options.methods) == (500, "3", "none,statistics,batch")
+    everything = build_parser("evaluate").parse_args(["evaluate", "model", "--dataset", "digits", "--num_samples=all"])
+    assert everything.num_samples is None
+
+
+def test_a_missing_extra_is_told_before_any_image_is_corrupted(command, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kornia", None)
+    monkeypatch.setitem(sys.modules, "kornia.filters", None)
+    options = ["--corruptions", "mnist-c/fog,mnist-c/canny_edges"]
+    monkeypatch.setattr(Runner, "run", lambda *arguments: pytest.fail("something was evaluated"))
+    assert main([*command, *options]) == 2
+    assert "pip install" in capsys.readouterr().err
+
+
+def test_a_missing_column_is_told_before_the_progress_bar(command, capsys):
+    command.remove("--no_progress")
+    assert main([*command, "--label_column", "digit"]) == 2
+    error = capsys.readouterr().err
+    assert "the data set has no label column 'digit'; its columns are image, label" in error
+    assert "batch/s" not in error
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,16 @@ def test_noise_is_gaussian_not_clipped_and_repeats():
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="MNIST is not at ../shared/data/mnist")
 def test_a_local_copy_of_mnist_is_read(tmp_path, capsys):
-    options = ["--num_epochs", "1", "--max_train_images", "600", "--max_test_images", "100", "--seeds", "1"]
+    options = [
+        "--num_train_epochs",
+        "1",
+        "--max_train_samples",
+        "600",
+        "--max_eval_samples",
+        "100",
+        "--num_seeds",
+        "1",
+    ]
     assert main(["demo", "--dataset", str(MNIST), "--output_dir", str(tmp_path), *options]) == 0
     assert "on 100 test images" in capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text())["dataset"] == "mnist"
@@ -126,10 +135,6 @@ def test_a_local_copy_of_mnist_is_read(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--seeds", "0"], "seeds must be at least 1, got 0"),
-        (["--batch_size", "-5"], "batch_size must be at least 1, got -5"),
-        (["--batch_size", "0"], "batch_size must be at least 1, got 0"),
-        (["--max_test_images", "0"], "max_test_images must be at least 1, got 0"),
         (["--noise_std", "-1"], "noise_std must be a number >= 0, got -1.0"),
         (["--dataset", "no/such/folder/here"], "no/such/folder/here"),
     ],
@@ -138,3 +143,17 @@ def test_mistakes_end_in_one_line(options, message, tmp_path, capsys, monkeypatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(["demo", "--output_dir", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--num_seeds", "--batch_size", "--num_train_epochs", "--max_eval_samples"])
+def test_counts_below_one_are_refused(option, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["demo", "--output_dir", str(tmp_path), option, "0"])
+    assert end.value.code == 2
+    assert f"argument {option}: must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["seeds", "num_epochs", "batch_size", "max_train_images", "max_test_images"])
+def test_the_function_refuses_them_too(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got -5"):
+        run_demo(output_dir=tmp_path, **{name: -5})

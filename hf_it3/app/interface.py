@@ -284,6 +284,8 @@ def launch(
     dataset: str | None = None,
     split: str | None = None,
     streaming: bool = False,
+    config_name: str | None = None,
+    revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
     num_epochs: int | None = None,
     **kwargs: Any,
@@ -292,7 +294,7 @@ def launch(
 
     Args:
         model (`str`, *optional*): Hub name or path; by default the tutorial's network, trained at the first start.
-        dataset, split, streaming, cache_dir, num_epochs (*optional*): see [`ServedModel`].
+        dataset, split, streaming, config_name, revision, cache_dir, num_epochs (*optional*): see [`ServedModel`].
         kwargs: arguments of gradio's `launch`; by default it listens on this machine only, or where the environment
             variable `GRADIO_SERVER_NAME` says, as on a Space.
 
@@ -302,7 +304,9 @@ def launch(
     Raises:
         OSError, ValueError, TypeError: for a model that cannot be loaded, or test images that cannot be read.
     """
-    served = ServedModel(model or None, cache_dir, num_epochs, dataset or None, split, streaming)
+    served = ServedModel(
+        model or None, cache_dir, num_epochs, dataset or None, split, streaming, config_name, revision
+    )
     app = build_app(served)
     served.start()
     with contextlib.suppress(KeyboardInterrupt):

@@ -31,7 +31,12 @@ class SampleImages:
 
     @classmethod
     def load(
-        cls, dataset: str, split: str | None = None, labels: Sequence[str] = (), streaming: bool = False
+        cls,
+        dataset: str,
+        split: str | None = None,
+        labels: Sequence[str] = (),
+        streaming: bool = False,
+        config_name: str | None = None,
     ) -> "SampleImages":
         """Reads images of a data set.
 
@@ -41,11 +46,12 @@ class SampleImages:
             labels (list of `str`): the model's class names. Where the data set has the same in another order, its
                 labels are translated.
             streaming (`bool`): read no more of the data set than is needed.
+            config_name (`str`, *optional*): configuration of the data set.
 
         Raises:
             ValueError: if the split or the images are missing, or a label is none of the model's.
         """
-        splits = load_images(dataset, streaming=streaming)
+        splits = load_images(dataset, config_name, streaming)
         split = split or next((name for name in SPLITS if name in splits), SPLITS[0])
         rows = select_split(splits, split)
         images, found = [], []

@@ -46,6 +46,8 @@ class ServedModel:
             classes are the ten digits, else none.
         split (`str`, *optional*): of the data set; by default the first of `test`, `validation` and `train`.
         streaming (`bool`): read no more of the data set than is needed.
+        config_name (`str`, *optional*): configuration of the data set.
+        revision (`str`, *optional*): of the model on the Hub.
         cache_dir (`str` or `PathLike`, *optional*): where the trained network is kept for the next start.
         num_epochs (`int`, *optional*): of that training.
 
@@ -62,6 +64,8 @@ class ServedModel:
         dataset: str | None = None,
         split: str | None = None,
         streaming: bool = False,
+        config_name: str | None = None,
+        revision: str | None = None,
     ):
         self.name = name
         self.cache_dir = Path(cache_dir or Path(HF_HOME) / "hf-it3" / f"digits-{__version__}")
@@ -72,9 +76,11 @@ class ServedModel:
         self.clean: list[float] = []
         self.model: IT3ForImageClassification | None = None
         if name is not None:
-            self._take(name)
+            self._take(name, revision)
         dataset = dataset or (DIGITS if self.reads_digits else None)
-        self.samples = None if dataset is None else SampleImages.load(dataset, split, self.labels, streaming)
+        self.samples = (
+            None if dataset is None else SampleImages.load(dataset, split, self.labels, streaming, config_name)
+        )
 
     @property
     def labels(self) -> list[str]:
@@ -124,8 +130,8 @@ class ServedModel:
         """Images as the model sees them before normalisation, `(N, C, H, W)` in [0, 1]."""
         return PixelCollator(self.image_processor)([{"image": image} for image in images])["pixel_values"]
 
-    def _take(self, name: str) -> None:
-        loaded = load_model(name)
+    def _take(self, name: str, revision: str | None = None) -> None:
+        loaded = load_model(name, revision=revision)
         self.image_processor = loaded.image_processor
         self.model = loaded.model.eval()
 

@@ -6,9 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from huggingface_hub.errors import HfHubHTTPError
-
 from ..version import __version__
+from .options import check_sources
 
 
 # Name of the subcommand (its module is imported only when it is called) and what it does.
@@ -48,10 +47,11 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand; errors end in one line and exit status 2, with `--debug` in a traceback."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [_with_underscores(text) for text in (sys.argv[1:] if arguments is None else arguments)]
     command = next((argument for argument in arguments if argument in COMMANDS), None)
     parsed = build_parser(command).parse_args(arguments)
     try:
+        check_sources(parsed)
         status = parsed.run(parsed) or 0
         sys.stdout.flush()
         return status
@@ -69,8 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _with_underscores(argument: str) -> str:
+    """An option by the name that the parsers know: `--batch-size` is `--batch_size`."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
 def _in_one_line(error: Exception) -> str:
     """The message alone where it was written for users; of any other error its type, too, and where to see more."""
+    from huggingface_hub.errors import HfHubHTTPError
+
     message = " ".join(str(error).split())
     if isinstance(error, (ValueError, OSError, ImportError, TypeError, HfHubHTTPError)):
         return message

@@ -6,28 +6,23 @@ should mix the classes and folders are sorted by class.
 
 import argparse
 
-from .options import add_order, positive
+from .options import add_shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options named as the arguments of [`~hf_it3.hub.adapted_model.adapt_to_images`]."""
     parser.add_argument("model", metavar="MODEL", help="Hub name or directory of an idempotent model")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, folders of them, or one data set")
-    parser.add_argument("--revision", help="revision of the model")
-    parser.add_argument("--split", default="test", help="split of a data set, or a range of one: test[:2000]")
-    add_order(parser)
-    parser.add_argument("--output_dir", metavar="DIR", help="where to save the adapted model")
+    add_shared(parser, "revision", "config_name", "order", "seed", "batch_size", "no_gate", split={"default": "test"})
+    add_shared(parser, output_dir={"help": "where to save the adapted model"})
     parser.add_argument("--push", metavar="user/name", help="where to push the adapted model")
-    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--delta", action="store_true", help="only what adaptation changed; needs a MODEL on the Hub")
-    parser.add_argument("--include_code", action="store_true", help="for users who do not have hf_it3 installed")
     parser.add_argument("--description", metavar="TEXT", help="of the images, for the model card")
     parser.add_argument(
-        "--batch_size", type=positive, help="images that share an optimizer step; by default the model's"
+        "--num_steps", type=int, metavar="N", help="optimizer steps per batch (default: the model's own)"
     )
-    parser.add_argument("--num_steps", type=int, help="optimizer steps per batch; by default the model's")
-    parser.add_argument("--learning_rate", type=float, help="by default the model's")
-    parser.add_argument("--no_gate", action="store_true", help="adapt to images like the training images, too")
+    parser.add_argument("--learning_rate", type=float, help="default: the model's own")
+    add_shared(parser, "private", "include_code")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,6 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.model,
         arguments.images,
         revision=arguments.revision,
+        config_name=arguments.config_name,
         split=arguments.split,
         order=arguments.order,
         seed=arguments.seed,

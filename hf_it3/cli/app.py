@@ -3,6 +3,8 @@
 import argparse
 import socket
 
+from .options import add_shared
+
 
 _HOST = "127.0.0.1"
 
@@ -15,13 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="Hub name or path; by default the tutorial's network, trained on the bundled digits at the first start",
     )
-    parser.add_argument(
-        "--dataset",
-        metavar="DATASET",
-        help="Hub name or path of test images to pick from; by default the bundled digits, if the model reads digits",
+    add_shared(parser, "revision")
+    add_shared(
+        parser,
+        dataset={
+            "help": "Hub name or path of test images to pick from (default: bundled digits, if the model reads digits)"
+        },
     )
-    parser.add_argument("--split", help="of the data set; by default test, validation or train")
-    parser.add_argument("--streaming", action="store_true", help="read no more of the data set than is needed")
+    add_shared(
+        parser, "config_name", "streaming", split={"help": "of the data set (default: test, validation or train)"}
+    )
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--cache_dir", metavar="DIR", help="where the trained network is kept for the next start")
@@ -36,6 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     launch(
         arguments.model,
         dataset=arguments.dataset,
+        revision=arguments.revision,
+        config_name=arguments.config_name,
         split=arguments.split,
         streaming=arguments.streaming,
         cache_dir=arguments.cache_dir,

@@ -9,18 +9,14 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers.utils import CONFIG_NAME
+from .options import add_shared
 
-from ..data import load_images, select_split
-from ..evaluation.calibration import CalibrationResult, calibrate
-from ..evaluation.calibration.calibrate import DEFAULT_NUM_SAMPLES
-from ..evaluation.inputs import LoadedModel, load_model
-from ..evaluation.processes import process_state
-from ..evaluation.storage import write_atomically
-from ..it3.adaptation_config_it3 import SCOPES
 
+if TYPE_CHECKING:
+    from ..evaluation.calibration import CalibrationResult
+    from ..evaluation.inputs import LoadedModel
 
 _HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
 _CHOSEN_KEYS = ("adaptation", "reference_distance", "calibration_corruptions")
@@ -29,37 +25,32 @@ _CHOSEN_KEYS = ("adaptation", "reference_distance", "calibration_corruptions")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options named as the arguments of [`~hf_it3.calibration.calibrate`]."""
     parser.add_argument("model", metavar="MODEL", help="Hub name or path")
-    parser.add_argument("--dataset", required=True, help="Hub name, path, or 'digits'")
-    parser.add_argument("--config_name", help="configuration of the data set")
-    parser.add_argument("--split", help="held-out images, 'test' or 'test[:2000]' (default: validation, else test)")
+    add_shared(parser, "revision", dataset={"required": True})
+    add_shared(parser, "config_name", split={"help": "held-out images: test[:2000] (default: validation, else test)"})
     parser.add_argument("--reference_split", help="clean images for the gate's reference (default: the held-out ones)")
-    parser.add_argument("--image_column", help="default: image, img or pixel_values")
-    parser.add_argument("--label_column", help="default: label, labels or fine_label")
-    parser.add_argument("--scope", choices=SCOPES, help="who shares adapted weights (default: the model's own)")
-    parser.add_argument(
-        "--corruptions", metavar="NAMES", help="suites and names with commas (default: four for the model's channels)"
+    add_shared(parser, "image_column", "label_column", "batch_size", num_samples={"default": 2000})
+    parser.add_argument("--scope", metavar="SCOPE", help="batch, image or stream (default: the model's own)")
+    add_shared(
+        parser, corruptions={"help": "suites and names, comma-separated (default: four for the model's channels)"}
     )
     parser.add_argument("--severity", type=int, default=3, help="1 to 5 (default: 3)")
     parser.add_argument(
-        "--num_samples",
-        type=int,
-        default=DEFAULT_NUM_SAMPLES,
-        metavar="N",
-        help=f"so many images (default: {DEFAULT_NUM_SAMPLES})",
-    )
-    parser.add_argument(
-        "--batch_size", type=int, metavar="N", help="images that adapt together (default: the model's own)"
-    )
-    parser.add_argument(
         "--max_clean_loss", type=float, default=0.3, metavar="POINTS", help="allowed on clean images (default: 0.3)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of corruptions and order (default: 0)")
-    parser.add_argument("--output_dir", metavar="DIR", help="save a calibrated copy here (default: change MODEL)")
-    parser.add_argument("--no_progress", action="store_true", help="show no progress bar")
+    add_shared(
+        parser, "seed", "no_progress", output_dir={"help": "save a calibrated copy here (default: change MODEL)"}
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Calibrates in the main process, saves, and prints the table."""
+    from transformers.utils import CONFIG_NAME
+
+    from ..data import load_images, select_split
+    from ..evaluation.calibration import calibrate
+    from ..evaluation.inputs import load_model
+    from ..evaluation.processes import process_state
+
     if not process_state().is_main_process:
         return
     output_dir = arguments.output_dir
@@ -71,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     split = arguments.split or _held_out_split(splits)
     dataset = select_split(splits, split)
     reference = None if arguments.reference_split is None else select_split(splits, arguments.reference_split)
-    loaded = load_model(arguments.model)
+    loaded = load_model(arguments.model, revision=arguments.revision)
     same = ("scope", "corruptions", "severity", "num_samples", "batch_size", "max_clean_loss", "seed")
     result = calibrate(
         loaded.model,
@@ -97,12 +88,16 @@ def _held_out_split(splits: Any) -> str:
     )
 
 
-def save_calibrated(loaded: LoadedModel, result: CalibrationResult, folder: str | os.PathLike) -> Path:
+def save_calibrated(loaded: "LoadedModel", result: "CalibrationResult", folder: str | os.PathLike) -> Path:
     """Saves a calibrated model in a folder; where that is the model's own, only three keys of its config change.
 
     Returns:
         The folder.
     """
+    from transformers.utils import CONFIG_NAME
+
+    from ..evaluation.storage import write_atomically
+
     path = Path(folder)
     config_path = path / CONFIG_NAME
     if not os.path.isdir(loaded.name) or path.resolve() != Path(loaded.name).resolve():

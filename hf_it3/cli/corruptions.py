@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from .options import add_shared
+
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,8 +20,8 @@ _TITLE_HEIGHT = 36
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the picture."""
     parser.add_argument("--output", metavar="FILE", help="write a picture (png, jpg, ...) instead of a list")
-    parser.add_argument("--suites", metavar="NAMES", help="suites with commas (default: all)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--suites", metavar="NAMES", help="comma-separated (default: all)")
+    add_shared(parser, "seed")
 
 
 def run(arguments: argparse.Namespace) -> None:

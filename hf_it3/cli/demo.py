@@ -2,19 +2,19 @@
 
 import argparse
 
-from ..data import DIGITS
+from .options import add_shared, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options named as the arguments of [`~hf_it3.demo.run_demo`]."""
-    parser.add_argument("--dataset", default=DIGITS, help="'digits' (bundled), 'ylecun/mnist', or a local copy of it")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="train N models, seeds 0 to N-1")
-    parser.add_argument("--output_dir", default="runs/demo", metavar="DIR")
-    parser.add_argument("--noise_std", type=float, default=2.0, help="in units of the normalised image")
-    parser.add_argument("--num_epochs", type=int, help="passes over the training images")
-    parser.add_argument("--batch_size", type=int, help="test images that adapt together")
-    parser.add_argument("--max_train_images", type=int, metavar="N")
-    parser.add_argument("--max_test_images", type=int, metavar="N")
+    """Options of the demo."""
+    add_shared(parser, dataset={"default": "digits", "help": "'digits' (bundled), 'ylecun/mnist', or a copy of it"})
+    parser.add_argument("--num_seeds", type=positive, default=3, metavar="N", help="train N models, seeds 0 to N-1")
+    add_shared(parser, output_dir={"default": "runs/demo"})
+    parser.add_argument("--noise_std", type=float, default=2.0, help="in units of the normalised image (default: 2)")
+    parser.add_argument("--num_train_epochs", type=positive, metavar="N", help="passes over the training images")
+    add_shared(parser, batch_size={"help": "images that adapt together (default: what suits the data set)"})
+    parser.add_argument("--max_train_samples", type=positive, metavar="N", help="train on the first N images")
+    parser.add_argument("--max_eval_samples", type=positive, metavar="N", help="measure on the first N images")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -24,13 +24,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     document = run_demo(
         dataset=arguments.dataset,
-        seeds=arguments.seeds,
+        seeds=arguments.num_seeds,
         output_dir=arguments.output_dir,
         noise_std=arguments.noise_std,
-        num_epochs=arguments.num_epochs,
+        num_epochs=arguments.num_train_epochs,
         batch_size=arguments.batch_size,
-        max_train_images=arguments.max_train_images,
-        max_test_images=arguments.max_test_images,
+        max_train_images=arguments.max_train_samples,
+        max_test_images=arguments.max_eval_samples,
     )
     print()
     print(format_table(document))

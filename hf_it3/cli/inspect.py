@@ -6,7 +6,7 @@ Takes an idempotent model or any image classifier, by Hub name or local path. On
 import argparse
 from typing import TYPE_CHECKING
 
-from .options import positive
+from .options import add_shared, positive
 
 
 if TYPE_CHECKING:
@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, and what to print of it."""
-    parser.add_argument("model", help="Hub name or local path of a model")
+    parser.add_argument("model", metavar="MODEL", help="Hub name or local path of a model")
     parser.add_argument("--injection_layer", help="try this layer instead of the model's own")
     parser.add_argument("--image_size", type=positive, help="height and width of the images, in pixels")
     parser.add_argument("--layers", action="store_true", help="list every layer that can take the label signal")
-    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
-    parser.add_argument("--trust_remote_code", action="store_true", help="allow the model's own code to run")
+    add_shared(parser, "revision", "trust_remote_code")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,41 @@
 """Options that several subcommands have."""
 
 import argparse
+import os
+from collections.abc import Iterator
+from typing import Any
+
+
+# Options and arguments that name a model or a data set, in every subcommand.
+_SOURCES = ("model", "models", "backbone", "dataset")
+
+
+def check_sources(arguments: argparse.Namespace) -> None:
+    """Refuses a path that does not exist before the Hub is asked for it.
+
+    Raises:
+        ValueError: for a name that is no path of something, and that no repository on the Hub can have.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    for option, name in _named_sources(arguments):
+        if os.path.exists(name):
+            continue
+        try:
+            validate_repo_id(name)
+        except HFValidationError:
+            raise ValueError(
+                f"{option} {name!r} does not exist; give a path that does, or a name on the Hub"
+            ) from None
+
+
+def _named_sources(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    for option in _SOURCES:
+        given: Any = getattr(arguments, option, None)
+        for name in given if isinstance(given, list) else [given]:
+            if isinstance(name, str):
+                yield option.removesuffix("s"), name
 
 
 def positive(text: str) -> int:
@@ -14,13 +49,46 @@ def positive(text: str) -> int:
     return value
 
 
-def add_order(parser: argparse.ArgumentParser) -> None:
-    """The order in which images are adapted to; see [`~hf_it3.data.in_reading_order`]."""
-    parser.add_argument(
-        "--order",
-        choices=("shuffled", "given"),
-        default="shuffled",
-        help="in which images are adapted to: shuffled, so that batches mix the classes (default), or given, as the "
-        "images are listed, for frames of a video",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffled order (default: 0)")
+def count_or_all(text: str) -> int | None:
+    """An integer of at least 1, or `None` for `all`."""
+    return None if text == "all" else positive(text)
+
+
+# One name and one meaning for what several subcommands take.
+_SHARED: dict[str, dict[str, Any]] = {
+    "revision": {"help": "branch, tag or commit of the model on the Hub"},
+    "dataset": {"help": "Hub name or path of a data set, or 'digits' (bundled)"},
+    "config_name": {"help": "configuration of the data set"},
+    "split": {"help": "split of the data set, or a range of one: test[:2000]"},
+    "streaming": {"action": "store_true", "help": "read the data set as it is needed, if it is larger than memory"},
+    "image_column": {"help": "default: image, img or pixel_values"},
+    "label_column": {"help": "default: label, labels or fine_label"},
+    "num_samples": {"type": count_or_all, "metavar": "N", "help": "number of images, or all"},
+    "batch_size": {"type": positive, "metavar": "N", "help": "images that adapt together (default: the model's own)"},
+    "corruptions": {"metavar": "NAMES", "help": "suites and names, comma-separated"},
+    "output_dir": {"metavar": "DIR"},
+    "seed": {"type": int, "default": 0, "help": "of everything random (default: 0)"},
+    "order": {
+        "choices": ("shuffled", "given"),
+        "default": "shuffled",
+        "help": "in which images are adapted to: shuffled, so that batches mix the classes (default), or given, as "
+        "the images are listed, for frames of a video",
+    },
+    "no_gate": {"action": "store_true", "help": "adapt to images like the training images, too"},
+    "no_progress": {"action": "store_true", "help": "show no progress bar"},
+    "private": {"action": "store_true", "default": None, "help": "make a new repository private"},
+    "include_code": {"action": "store_true", "help": "for users who do not have hf_it3 installed"},
+    "trust_remote_code": {"action": "store_true", "help": "allow the model's own code to run"},
+}
+
+
+def add_shared(parser: argparse.ArgumentParser, *names: str, **differing: dict[str, Any]) -> None:
+    """Adds options that several subcommands have, some with other help or another default than usual.
+
+    Args:
+        parser: of the subcommand.
+        names: of the options, without dashes.
+        differing: options of which something is changed: arguments of `add_argument` by name of the option.
+    """
+    for name in (*names, *differing):
+        parser.add_argument(f"--{name}", **{**_SHARED[name], **differing.get(name, {})})

@@ -10,20 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .options import add_order, positive
+from .options import add_shared, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, which images, and how to adapt."""
     parser.add_argument("model", metavar="MODEL", help="Hub name or directory of an idempotent model")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, and folders of them")
-    parser.add_argument("--revision", help="revision of the model")
+    add_shared(parser, "revision", "batch_size", "no_gate", "order", "seed")
+    parser.add_argument("--scope", metavar="SCOPE", help="batch, image or stream (default: the model's own)")
     parser.add_argument("--no_adapt", action="store_true", help="the plain model's answers")
-    parser.add_argument("--scope", choices=("batch", "image", "stream"), help="by default the model's")
-    parser.add_argument("--batch_size", type=positive, help="images that adapt together; by default the model's")
-    parser.add_argument("--no_gate", action="store_true", help="adapt to images like the training images, too")
-    add_order(parser)
-    parser.add_argument("--top_k", type=positive, default=1)
+    parser.add_argument("--top_k", type=positive, default=1, metavar="N", help="classes of each image (default: 1)")
     parser.add_argument("--output", metavar="FILE", help="write JSON lines there instead of printing a table")
 
 

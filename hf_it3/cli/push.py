@@ -2,14 +2,14 @@
 
 import argparse
 
+from .options import add_shared
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options named as the arguments of [`~hf_it3.hub.push.push_directory`]."""
     parser.add_argument("directory", metavar="DIR", help="where save_pretrained or IT3Trainer saved the model")
     parser.add_argument("repo_id", metavar="user/name")
-    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to; created if it does not exist")
-    parser.add_argument("--include_code", action="store_true", help="for users who do not have hf_it3 installed")
+    add_shared(parser, "private", "include_code", revision={"help": "branch to push to; created if it does not exist"})
     parser.add_argument("--commit_message", default="Upload model", metavar="TEXT")
 
 

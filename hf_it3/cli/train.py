@@ -48,7 +48,7 @@ class ModelArguments:
         default=None,
         metadata={"help": "Adaptation settings for the model to carry, as JSON: '{\"num_steps\": 3}'."},
     )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the backbone."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the backbone on the Hub."})
     attn_implementation: str | None = field(default=None, metadata={"help": "'eager' or 'sdpa', for transformers."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Allow the backbone's own code to run."})
 
@@ -60,7 +60,7 @@ class DataArguments:
     dataset: str = field(
         default="digits", metadata={"help": "'digits' (bundled), a Hub name, a local data set or a folder of images."}
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_split: str = field(
         default="train", metadata={"help": "Split to train on, or a range of one: 'train[:50000]'."}
     )
@@ -113,7 +113,7 @@ def train(
 
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="loading the data set"):
-        splits = load_images(data_arguments.dataset, data_arguments.dataset_config, data_arguments.streaming)
+        splits = load_images(data_arguments.dataset, data_arguments.config_name, data_arguments.streaming)
     eval_name = data_arguments.eval_split or next((name for name in ("validation", "test") if name in splits), None)
     _choose_what_to_do(arguments, can_evaluate=eval_name is not None)
     train_split = eval_split = None
@@ -169,7 +169,7 @@ def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3ForI
         values["label2id"] = {name: index for index, name in enumerate(names)}
     if arguments.backbone == CNN:
         return IT3ForImageClassification.from_backbone(IT3CNNConfig(), **values)
-    hub: dict[str, Any] = {"revision": arguments.model_revision, "attn_implementation": arguments.attn_implementation}
+    hub: dict[str, Any] = {"revision": arguments.revision, "attn_implementation": arguments.attn_implementation}
     hub = {name: value for name, value in hub.items() if value is not None}
     if arguments.trust_remote_code:
         hub["trust_remote_code"] = True

@@ -133,3 +133,13 @@ def make_conditions(
             conditions.append(Condition(subset=subset))
         conditions.extend(corrupted)
     return conditions
+
+
+def check_corruptions(conditions: Sequence[Condition]) -> None:
+    """Applies every corruption to a small image, so that a missing extra is found before hours of evaluation.
+
+    Raises:
+        ImportError: if a corruption needs a package that is not installed.
+    """
+    for condition in {condition.corruption: condition for condition in conditions}.values():
+        condition.apply(torch.zeros(1, 1, 32, 32), 0, [0])

@@ -1,13 +1,14 @@
 """The one function of robustness evaluation."""
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from ..it3.adaptation_config_it3 import AdaptationConfig
-from .conditions import Condition, make_conditions, parse_corruptions, parse_severities, split_names
+from .conditions import Condition, check_corruptions, make_conditions, parse_corruptions, parse_severities, split_names
 from .execution import Evaluation
 from .images import ORDERS
 from .inputs import (
@@ -139,6 +140,7 @@ def evaluate_robustness(
     loaded = [load_model(model, image_processor, revision, dtype, device_map) for model in models]
     subsets = load_subsets(dataset, split, config_name, streaming)
     conditions = _conditions(loaded, corruptions, exclude, severities, list(subsets))
+    check_corruptions(conditions)
     if order == "mixed" and len(subsets) > 1:
         raise ValueError("order='mixed' mixes corruptions of the same images; evaluate one split or configuration")
     by_model = [make_methods(methods, one.model.config.adaptation) for one in loaded]
@@ -173,6 +175,8 @@ def evaluate_robustness(
     if output_dir is not None:
         folder = on_main_process(lambda: ResultsFolder(output_dir, settings, resume, overwrite))
     if process_state().is_main_process:
+        if show_progress:
+            print(_plan(results), file=sys.stderr)
         tracker = Tracker(report_to, str(output_dir or "."), run_name)
     evaluation = Evaluation(results, loaded, by_model, subsets, seeds, folder, tracker, show_progress)
     evaluation.run(num_samples=num_samples, image_column=image_column, label_column=label_column)
@@ -242,6 +246,19 @@ def _applicable(loaded: list[LoadedModel], by_model: list[list[Method]]) -> dict
         "methods": names,
         "not_applicable": {name: reason for name, reason in reasons.items() if name not in usable},
     }
+
+
+def _plan(results: RobustnessResults) -> str:
+    """How much there is to do, in one line."""
+    settings, conditions = results.settings, results.conditions
+    runs = f", {len(results.runs)} times (models and seeds)" if len(results.runs) > 1 else ""
+    sizes = [size for size in settings["dataset_sizes"] if size is not None]
+    count = min([*sizes, *filter(None, [settings["num_samples"]])], default=None)
+    images = "all images of a stream" if count is None else f"{count:,} images"
+    return (
+        f"Evaluating {len(conditions)} condition{'s' if len(conditions) > 1 else ''} on {images} each with "
+        f"{', '.join(results.methods)}, in batches of {settings['batch_size']}{runs}"
+    )
 
 
 def _gate(loaded: LoadedModel) -> dict[str, Any] | None:

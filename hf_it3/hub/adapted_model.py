@@ -28,6 +28,7 @@ def adapt_to_images(
     images: Sequence[str],
     *,
     revision: str | None = None,
+    config_name: str | None = None,
     split: str = "test",
     order: str = "shuffled",
     seed: int = 0,
@@ -40,6 +41,7 @@ def adapt_to_images(
         model (`str`): Hub name or directory.
         images (`list[str]`): image files and folders of images, or the name of one data set.
         revision (`str`, *optional*): of the model.
+        config_name (`str`, *optional*): configuration of the data set.
         split (`str`): of the data set, or a range of one such as `"test[:2000]"`.
         order, seed: in which images are adapted to, see [`~hf_it3.data.in_reading_order`].
         description (`str`, *optional*): of the images, for the model card; by default says how many there are.
@@ -54,7 +56,7 @@ def adapt_to_images(
     loaded = IT3ForImageClassification.from_pretrained(model, revision=revision).eval()
     adapter = TestTimeAdapter(loaded, **{**overrides, "scope": "stream"})
     collator = ImageCollator(image_processor_for(loaded.config))
-    source, rows = _open(images, split)
+    source, rows = _open(images, config_name, split)
     rows = in_reading_order(rows, order, seed)
     for batch in tqdm(_batches(rows, adapter.config.batch_size, collator), "Adapting", unit="batch"):
         adapter(batch)
@@ -79,7 +81,7 @@ def save_adapted(model: IdempotentModel, directory: Any, **kwargs: Any) -> Path:
     return Path(directory)
 
 
-def _open(names: Sequence[str], split: str) -> tuple[str, Iterable[dict[str, Any]]]:
+def _open(names: Sequence[str], config_name: str | None, split: str) -> tuple[str, Iterable[dict[str, Any]]]:
     """What the images are, in words without local paths, and the images as rows."""
     paths = [Path(name) for name in names]
     is_dataset = len(names) == 1 and paths[0].is_dir() and not any(_images_in(paths[0]))
@@ -87,7 +89,7 @@ def _open(names: Sequence[str], split: str) -> tuple[str, Iterable[dict[str, Any
         if len(names) != 1:
             missing = next(path for path in paths if not path.exists())
             raise ValueError(f"{missing} does not exist; give image files and folders, or one data set")
-        rows = select_split(load_images(names[0]), split)
+        rows = select_split(load_images(names[0], config_name), split)
         if rows.column_names is not None:
             find_column(rows.column_names, IMAGE_COLUMNS, None, "image")
         return f"{'data set' if paths[0].exists() else names[0]}, split {split}", rows
