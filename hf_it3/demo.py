@@ -16,7 +16,17 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, pipeline, set_seed
 
-from .data import DIGITS, LABEL_COLUMNS, as_bytes, class_names, find_column, first_rows, load_images, select_split
+from .data import (
+    DIGITS,
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    as_bytes,
+    class_names,
+    find_column,
+    first_rows,
+    load_images,
+    select_split,
+)
 from .evaluation.demo_report import Measurement, SeedResult, condition_results, describe_seed
 from .evaluation.images import Normalization, PixelCollator
 from .evaluation.storage import write_atomically
@@ -100,8 +110,10 @@ def run_demo(
     train = first_rows(select_split(splits, "train"), max_train_images)
     test = first_rows(select_split(splits, "test"), max_test_images)
     processor = IT3ImageProcessor(num_channels=1, image_mean=[recipe.mean], image_std=[recipe.std])
-    pixels, labels = _read_pixels(test, processor)
     names = _label_names(train)
+    for rows in (train, test):
+        find_column(rows.column_names, IMAGE_COLUMNS, None, "image")
+    pixels, labels = _read_pixels(test, processor)
 
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)

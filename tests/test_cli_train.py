@@ -13,6 +13,7 @@ from PIL import Image
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, IT3TrainingArguments
 from hf_it3.cli import build_parser, main
+from hf_it3.cli import train as train_command
 from hf_it3.cli.inspection import inspect_model
 
 
@@ -39,6 +40,29 @@ def test_every_training_argument_is_an_option():
     assert fields.keys() <= options.keys()
     parsed = build_parser("train").parse_args(["train", "--learning_rate", "0.5", "--freeze_backbone"])
     assert (parsed.learning_rate, parsed.freeze_backbone) == (0.5, True)
+
+
+def test_without_options_it_trains_with_a_rate_and_a_batch_that_suit_the_backbone(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train_command, "train", lambda model, data, arguments: seen.append(arguments))
+    monkeypatch.chdir(tmp_path)
+    for options in (
+        [],
+        ["--backbone", "microsoft/resnet-18", "--dataset", "user/photos", "--embedder-learning-rate", "0.5"],
+    ):
+        assert main(["train", "--use_cpu", *options]) == 0
+    small, wrapped = seen
+    assert (small.output_dir, small.learning_rate, small.num_train_epochs) == ("runs/cnn-digits", 1e-3, 15)
+    assert (small.per_device_train_batch_size, small.embedder_learning_rate) == (32, None)
+    assert (wrapped.output_dir, wrapped.learning_rate, wrapped.num_train_epochs) == ("runs/resnet-18-photos", 1e-4, 3)
+    assert (wrapped.per_device_train_batch_size, wrapped.embedder_learning_rate) == (32, 0.5)
+
+
+def test_a_missing_column_is_told_before_the_progress_bar(tmp_path, capsys):
+    assert main(["train", "--output_dir", str(tmp_path), "--max_steps=2", "--label_column=digit"]) == 2
+    error = capsys.readouterr().err
+    assert "the data set has no label column 'digit'; its columns are image, label" in error
+    assert "0%|" not in error
 
 
 def test_the_small_network_is_trained_evaluated_and_saved_with_its_processor(tmp_path, digits):

@@ -157,3 +157,14 @@ def test_counts_below_one_are_refused(option, tmp_path, capsys):
 def test_the_function_refuses_them_too(name, tmp_path):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got -5"):
         run_demo(output_dir=tmp_path, **{name: -5})
+
+
+def test_a_missing_column_is_told_before_anything_is_read(digits, tmp_path, capsys):
+    for split, rows in digits.items():
+        rows.select(range(10)).rename_column("image", "picture").to_parquet(tmp_path / "data" / f"{split}.parquet")
+    capsys.readouterr()
+    assert main(["demo", "--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "the data set has no image column" in error
+    assert "Reading test images" not in error
+    assert not (tmp_path / "out").exists()

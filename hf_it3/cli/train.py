@@ -3,19 +3,21 @@
 Takes every field of IT3TrainingArguments beside the options for model and data, and runs alone, under torchrun and
 under accelerate launch. Trains, and evaluates if there is a split for it; --do_train or --do_eval asks for one alone.
 
-  hf-it3 train --backbone microsoft/resnet-18 --dataset food101 --output_dir runs/food
-  torchrun --nproc_per_node 2 -m hf_it3.cli train --dataset digits --output_dir runs/digits \\
-      --learning_rate 1e-3 --num_train_epochs 15
+  hf-it3 train                                                    the small network, on the bundled digits
+  hf-it3 train --backbone microsoft/resnet-18 --dataset food101   into runs/resnet-18-food101
+  torchrun --nproc_per_node 2 -m hf_it3.cli train --dataset ylecun/mnist --learning_rate 3e-3
 """
 
 import argparse
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from transformers import HfArgumentParser
 
+from ..data import DIGITS
 from ..training.training_arguments import IT3TrainingArguments
 
 
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
 
 
 CNN = "cnn"
+# What trains where nothing is asked for: the small network starts from random weights, others from trained ones.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    CNN: {"learning_rate": 1e-3, "per_device_train_batch_size": 32},
+    "trained": {"learning_rate": 1e-4, "embedder_learning_rate": 1e-3, "per_device_train_batch_size": 32},
+}
+_DIGITS_EPOCHS = 15
+_FILLED_IN = ("output_dir", "num_train_epochs", *_DEFAULTS["trained"])
 _CHECKED = ("neutral_signal", "idempotence_weight", "distance")
 
 
@@ -58,7 +67,7 @@ class DataArguments:
     """Which images it is trained on."""
 
     dataset: str = field(
-        default="digits", metadata={"help": "'digits' (bundled), a Hub name, a local data set or a folder of images."}
+        default=DIGITS, metadata={"help": "'digits' (bundled), a Hub name, a local data set or a folder of images."}
     )
     config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_split: str = field(
@@ -72,6 +81,13 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many images."})
 
 
+_HELP = {
+    "output_dir": "Where the model goes (default: runs/BACKBONE-DATASET).",
+    "num_train_epochs": f"Passes over the training images (default: 3, and {_DIGITS_EPOCHS} over the bundled digits).",
+    "learning_rate": "Initial learning rate (default: 1e-3 for the small network, 1e-4 for a trained backbone).",
+    "embedder_learning_rate": "That of the label embedder (default: 1e-3).",
+    "per_device_train_batch_size": "Images in a training batch of each device (default: 32).",
+}
 _GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, IT3TrainingArguments)
 
 
@@ -81,13 +97,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for group in _GROUPS:
         options = parser.add_argument_group(group.__name__)
         for action in HfArgumentParser(group, add_help=False)._actions:
+            if action.dest in _FILLED_IN:
+                action.default = None
+                action.help = _HELP[action.dest]
             options._add_action(action)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, evaluates and saves what the arguments ask for, and prints the metrics."""
+    for name, value in _defaults(arguments.backbone, arguments.dataset).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     model_arguments, data_arguments, training_arguments = (_collect(group, arguments) for group in _GROUPS)
     train(model_arguments, data_arguments, training_arguments)
+
+
+def _defaults(backbone: str, dataset: str) -> dict[str, Any]:
+    """Training arguments that suit a backbone and a data set."""
+    values = _DEFAULTS[CNN if backbone == CNN else "trained"]
+    names = [os.path.basename(os.path.normpath(name)) for name in (backbone, dataset)]
+    epochs = _DIGITS_EPOCHS if (backbone, dataset) == (CNN, DIGITS) else 3
+    return {**values, "output_dir": f"runs/{'-'.join(names)}", "num_train_epochs": epochs}
 
 
 def _collect(group: type, arguments: argparse.Namespace) -> Any:
@@ -121,6 +151,8 @@ def train(
         train_split = first_rows(select_split(splits, data_arguments.train_split), data_arguments.max_train_samples)
     if arguments.do_eval:
         eval_split = first_rows(select_split(splits, eval_name or "test"), data_arguments.max_eval_samples)
+    for rows in filter(None, (train_split, eval_split)):
+        _check_columns(rows, arguments)
     names = class_names(eval_split if train_split is None else train_split, arguments.label_column)
     model = _build_model(model_arguments, names)
     trainer = IT3Trainer(model, arguments, train_dataset=train_split, eval_dataset=eval_split)
@@ -134,6 +166,15 @@ def train(
     if arguments.push_to_hub:
         trainer.push_to_hub()
     return trainer
+
+
+def _check_columns(rows: Any, arguments: IT3TrainingArguments) -> None:
+    """Before the model is built, and before a progress bar."""
+    from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, find_column
+
+    if rows.column_names is not None:  # those of some streams are known when they are read
+        find_column(rows.column_names, IMAGE_COLUMNS, arguments.image_column, "image")
+        find_column(rows.column_names, LABEL_COLUMNS, arguments.label_column, "label")
 
 
 def _choose_what_to_do(arguments: IT3TrainingArguments, can_evaluate: bool) -> None:
