@@ -191,14 +191,6 @@ class TestArguments:
             expected = name.startswith("embedder.") or "normalization" in name
             assert torch.equal(parameter, before[name]) is not expected, name
 
-    @pytest.mark.parametrize("from_function", [False, True])
-    def test_losses_that_take_the_labels_from_the_model_are_refused(self, arguments, rows, from_function):
-        given = {"model_init": lambda: tiny()} if from_function else {"model": tiny()}
-        with pytest.raises(ValueError, match=r"^label_smoothing_factor=0\.1 is not supported: [^\n]* out$"):
-            IT3Trainer(args=arguments(label_smoothing_factor=0.1), train_dataset=rows, **given)
-        with pytest.raises(ValueError, match=r"^compute_loss_func=.* is not supported: [^\n]*leave [^\n]* out$"):
-            IT3Trainer(args=arguments(), train_dataset=rows, compute_loss_func=F.cross_entropy, **given)
-
     def test_copies_keep_the_token_and_files_do_not(self, arguments):
         args = arguments(hub_token="hf_secret")
         assert copy.deepcopy(args).hub_token == "hf_secret"

@@ -8,7 +8,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from untouched import untouched
 
-from hf_it3 import TestTimeAdapter
+from hf_it3 import IT3TrainingArguments, TestTimeAdapter
 
 
 SCOPES = pytest.mark.parametrize("scope", ["batch", "image", "stream"])
@@ -50,6 +50,11 @@ def test_so_is_a_model_in_the_older_wrapper(model, one_process):
     wrapped = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
     with pytest.raises(ValueError, match="^the model is sharded over processes"):
         TestTimeAdapter(wrapped)
+
+
+def test_evaluating_with_adaptation_is_refused_where_training_shards(tmp_path):
+    with pytest.raises(ValueError, match="eval_adapted=True needs whole weights, which fsdp=True shards"):
+        IT3TrainingArguments(str(tmp_path), fsdp=True, eval_adapted=True, use_cpu=True)
 
 
 def test_weights_that_deepspeed_has_divided_are_named(model):

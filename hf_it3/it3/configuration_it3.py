@@ -217,12 +217,16 @@ class IT3Config(PreTrainedConfig):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Saves `config.json`, after checking that it can be loaded again."""
+        self.check_saveable()
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def check_saveable(self) -> None:
+        """Raises a ValueError for the first field that holds a callable."""
         if unsaveable := self.unsaveable_fields():
             raise ValueError(
                 f"IT3Config.{unsaveable[0]} is a callable ({describe_callable(self._get(unsaveable[0]))}) and cannot "
                 "be saved; set it to one of the named values, or pass it again after loading"
             )
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _get(self, path: str) -> Any:
         value = self

@@ -38,6 +38,11 @@ class HubMixin(IdempotentModel):
         loaded: Any = (model, info) if with_info else model
         return loaded
 
+    def check_saveable(self) -> None:
+        """Raises a ValueError, with the way out, if the model could not be loaded again once it is saved."""
+        check_rebuildable(self.config.backbone_config, self.backbone)
+        self.config.check_saveable()
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
@@ -63,7 +68,7 @@ class HubMixin(IdempotentModel):
         Raises:
             ValueError: if the backbone is a plain `nn.Module` or the configuration holds a callable.
         """
-        check_rebuildable(self.config.backbone_config, self.backbone)
+        self.check_saveable()
         if delta:
             self._hub_room("delta").save_delta(self, save_directory)
         else:

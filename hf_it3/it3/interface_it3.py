@@ -19,6 +19,9 @@ class IdempotentModel(PreTrainedModel):
     _image_processor: Any
 
     if TYPE_CHECKING:
+
+        def check_saveable(self) -> None: ...
+
         # transformers puts a copy of a function there, which the type checker takes for an object without `self`.
         def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any: ...  # type: ignore[override]
 

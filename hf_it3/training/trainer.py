@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers import ProgressCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 from transformers.utils import logging
 
@@ -17,9 +17,10 @@ from ..it3.gate_it3 import idempotence_distances
 from ..it3.interface_it3 import IdempotentModel, idempotent_model
 from ..it3.shell_it3 import frozen_modes
 from ..utils import load_room
-from .trainer_defaults import check_losses, name_classes, prepare_model, with_defaults, with_our_arguments
+from .trainer_defaults import check_optimizer, name_classes, prepare_model, with_defaults, with_our_arguments
 from .trainer_hub import TrainerHubMixin
 from .training_arguments import IT3TrainingArguments
+from .two_passes import TwoPassTrainer
 
 
 if TYPE_CHECKING:
@@ -28,10 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-_LOSSES = ("classification_loss", "idempotence_loss")
 
-
-class IT3Trainer(TrainerHubMixin, Trainer):
+class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
     """Trains an idempotent classifier: classification loss of `f(x)` plus weighted loss of `f(x, y)`.
 
     Everything that `Trainer` does works unchanged, because one forward pass of the model holds both. Data sets with an
@@ -50,12 +49,14 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         calibrate (`bool`, defaults to `False`): choose the adaptation settings on `eval_dataset` after training, see
             [`~hf_it3.calibration.calibrate`]; the result is in `trainer.calibration`, the report in `calibration/` of
             the output folder.
-        kwargs: as in `Trainer`.
+        kwargs: as in `Trainer`. A `compute_loss_func`, with class weights for instance, and label smoothing take the
+            place of the loss in both passes.
 
     Raises:
         TypeError: if the model takes no label signal.
-        ValueError: for label smoothing and `compute_loss_func`; when training starts, if it could not be followed by
-            the calibration asked for.
+        ValueError: for a model that cannot be saved, unless `save_strategy="no"`, and for an `embedder_learning_rate`
+            beside an optimizer of one's own; when training starts, if it could not be followed by the calibration
+            asked for.
 
     Example:
 
@@ -88,7 +89,7 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         **kwargs: Any,
     ):
         args = with_our_arguments(args)
-        check_losses(args, kwargs.get("compute_loss_func"))
+        check_optimizer(args, (kwargs.get("optimizers") or [None])[0])
         given = (data_collator, processing_class)
         if model is not None:
             prepare_model(model, args)
@@ -111,8 +112,6 @@ class IT3Trainer(TrainerHubMixin, Trainer):
         self.calibration: CalibrationResult | None = None
         self._evaluates_adapted = False
         self._adapter: TestTimeAdapter | None = None
-        self._loss_sums = dict.fromkeys(_LOSSES, 0.0)
-        self._loss_count = 0
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A fresh model from `model_init`, with the parts frozen that the arguments name."""
@@ -155,36 +154,6 @@ class IT3Trainer(TrainerHubMixin, Trainer):
                 groups += [{**group, "params": ours, "lr": rate}] if ours else []
             optimizer.param_groups[:] = groups
         return optimizer
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, Any]:
-        """The model's loss; in training, both of its parts are remembered for the next log entry."""
-        if "labels" not in inputs:
-            raise ValueError(
-                f"the batch has no labels, only {', '.join(inputs)}; the data set needs a label column, one of "
-                f"{', '.join(LABEL_COLUMNS)}, or name it with label_column"
-            )
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if model.training and isinstance(outputs, dict):
-            for name in _LOSSES:
-                self._loss_sums[name] = self._loss_sums[name] + outputs[name].detach().mean()
-            self._loss_count += 1
-        return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs, with the mean of both losses since the last entry beside the training loss."""
-        if "loss" in logs and self._loss_count:
-            for name in _LOSSES:
-                mean = torch.as_tensor(self._loss_sums[name] / self._loss_count, device=self.args.device)
-                logs[name] = self.accelerator.gather(mean).mean().item()
-                self._loss_sums[name] = 0.0
-            self._loss_count = 0
-        super().log(logs, *args, **kwargs)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

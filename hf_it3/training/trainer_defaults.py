@@ -25,12 +25,18 @@ def with_our_arguments(args: TrainingArguments | None) -> IT3TrainingArguments:
 
 
 def prepare_model(model: nn.Module, args: IT3TrainingArguments) -> None:
-    """Freezes what the arguments name.
+    """Freezes what the arguments name, after checking that the model can be trained and saved.
 
     Raises:
         TypeError: if the model takes no label signal.
+        ValueError: if it cannot be saved, and the arguments ask for checkpoints.
     """
-    idempotent_model(model)
+    inner = idempotent_model(model)
+    if args.save_strategy != "no":
+        try:
+            inner.check_saveable()
+        except ValueError as error:
+            raise ValueError(f"{error}; or train without checkpoints, with save_strategy='no'") from None
     if args.freeze_backbone:
         _freeze_backbone(model)
 
@@ -52,19 +58,18 @@ def with_defaults(
     return data_collator, processing_class
 
 
-def check_losses(args: TrainingArguments, compute_loss_func: Callable | None) -> None:
-    """Refuses losses that `Trainer` computes itself: it keeps the labels from the model then.
+def check_optimizer(args: IT3TrainingArguments, optimizer: Any) -> None:
+    """Refuses a learning rate that would be ignored.
 
     Raises:
-        ValueError: for label smoothing, and for a loss function.
+        ValueError: for `embedder_learning_rate` beside an optimizer of the caller's.
     """
-    given = {"label_smoothing_factor": args.label_smoothing_factor or None, "compute_loss_func": compute_loss_func}
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(
-                f"{name}={value!r} is not supported: Trainer would keep the labels from the model, which needs them "
-                f"for the signal pass and computes both losses itself; leave {name} out"
-            )
+    if optimizer is not None and args.embedder_learning_rate is not None:
+        raise ValueError(
+            f"embedder_learning_rate={args.embedder_learning_rate} has no effect on the {type(optimizer).__name__} "
+            "given in optimizers=...; give the embedder's parameters a group of their own there, or leave one of the "
+            "two out"
+        )
 
 
 def name_classes(config: Any, dataset: Any, label_column: str | None) -> None:

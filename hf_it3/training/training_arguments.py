@@ -53,6 +53,11 @@ class IT3TrainingArguments(TrainingArguments):
         if self.device.type == "cpu":
             # There is nowhere to pin memory for, and torch would say so with every data loader.
             self.dataloader_pin_memory = False
+        if self.eval_adapted and self.fsdp:
+            raise ValueError(
+                f"eval_adapted=True needs whole weights, which fsdp={self.fsdp!r} shards over processes; leave one "
+                "of the two out"
+            )
         if self.reference_images < 0:
             raise ValueError(f"reference_images must be an integer >= 0, got {self.reference_images}")
         if self.embedder_learning_rate is not None and not self.embedder_learning_rate > 0:
