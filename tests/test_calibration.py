@@ -310,7 +310,7 @@ def test_a_whole_search_runs_on_a_batch_norm_model(batch_norm_model, processor, 
 
 def test_the_table_has_every_condition_every_row_of_the_grid_and_the_verdict(calibrated):
     _, result = calibrated
-    lines = result.table().splitlines()
+    lines = str(result).splitlines()
     accuracy = {name: f"{100 * value:.1f}" for name, value in result.chosen.accuracy.items()}
     for name, value in accuracy.items():
         (line,) = [line for line in lines if line.startswith(f"{name} ")]

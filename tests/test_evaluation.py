@@ -189,7 +189,7 @@ def test_several_models_and_seeds_give_means(evaluate, model, random_model):
     assert score["accuracy_by_run"] == pytest.approx(single)
     assert score["accuracy"] == pytest.approx(np.mean(single))
     assert len(set(single)) > 1
-    assert both.table().count("mean of shifted") == 5
+    assert str(both).count("mean of shifted") == 5
 
 
 def test_settings_of_methods_may_be_given_as_fields_or_none(evaluate):

@@ -15,9 +15,9 @@ FORMAT_VERSION = 1
 _PACKAGES = ("hf-it3", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "kornia")
 
 
-@dataclass
+@dataclass(repr=False)
 class RobustnessResults:
-    """What [`evaluate_robustness`] returns.
+    """What [`evaluate_robustness`] returns; printing it prints its table.
 
     Attributes:
         settings (`dict`): everything that the figures depend on.
@@ -95,6 +95,9 @@ class RobustnessResults:
             "overall": self.overall if with_overall else None,
             "conditions": self.condition_scores,
         }
+
+    def __repr__(self) -> str:
+        return self.table()
 
     def table(self) -> str:
         """Accuracies in percent, a row per corruption and a column per method, as printed in the terminal."""

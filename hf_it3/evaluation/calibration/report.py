@@ -82,9 +82,9 @@ class Trial:
         }
 
 
-@dataclass
+@dataclass(repr=False)
 class CalibrationResult:
-    """What [`~hf_it3.calibration.calibrate`] chose, and from what.
+    """What [`~hf_it3.calibration.calibrate`] chose, and from what; printing it prints its table.
 
     Args:
         own ([`AdaptationConfig`]): the settings that the model had.
@@ -141,6 +141,9 @@ class CalibrationResult:
             f"Chosen from {tried} settings: {changes}. Mean gain in points, with its standard error over images: "
             f"{gains}. It is that on the images and corruptions that chose it: measure it on others."
         )
+
+    def __repr__(self) -> str:
+        return self.table()
 
     def table(self) -> str:
         """Accuracy in percent without and with the chosen settings, every row of the grid, and the verdict."""
