@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .card_text import Markdown, code
+
 
 VERSIONED = ("hf-it3", "torch", "transformers", "datasets", "huggingface-hub")
 SETTINGS = (
@@ -35,7 +37,7 @@ def model_facts(config: Any) -> dict[str, Any]:
         "architecture": config.backbone_config.model_type,
         "num_labels": config.num_labels,
         "labels": _label_list(config),
-        "settings": [(name, table_cell(_setting(config, name))) for name in SETTINGS],
+        "settings": [(name, _setting(config, name)) for name in SETTINGS],
         "adaptation": config.adaptation,
         "reference": _reference(config),
         "calibration_corruptions": ", ".join(getattr(config, "calibration_corruptions", None) or []),
@@ -81,12 +83,12 @@ def _setting(config: Any, name: str) -> Any:
     return getattr(adaptation, name)
 
 
-def _adapted_facts(base: dict[str, Any]) -> dict[str, str]:
+def _adapted_facts(base: dict[str, Any]) -> dict[str, Any]:
     name, revision = public_id(base.get("name_or_path")), base.get("revision")
-    facts = {key: "not recorded" if base.get(key) is None else table_cell(base[key]) for key in ADAPTED_FIELDS}
+    facts = {key: "not recorded" if base.get(key) is None else base[key] for key in ADAPTED_FIELDS}
     local = Path(base["name_or_path"]).name if base.get("name_or_path") else "a model"
-    facts["base"] = f"[{name}](https://huggingface.co/{name})" if name else f"{table_cell(local)} (not on the Hub)"
-    facts["revision"] = f"`{revision}`" if revision else "not recorded"
+    facts["base"] = Markdown(f"[{name}](https://huggingface.co/{name})") if name else f"{local} (not on the Hub)"
+    facts["revision"] = code(revision) if revision else "not recorded"
     facts["weights"] = "only those that changed (a delta)" if base.get("weights") == "delta" else "all"
     return facts
 
@@ -95,7 +97,7 @@ def _label_list(config: Any) -> str | None:
     labels = [str(config.id2label[index]) for index in sorted(config.id2label)]
     if len(labels) > 20 or all(label.startswith("LABEL_") for label in labels):
         return None
-    return ", ".join(table_cell(label) for label in labels)
+    return ", ".join(labels)
 
 
 def _reference(config: Any) -> dict[str, str] | None:
@@ -116,10 +118,3 @@ def _input_facts(config: Any) -> dict[str, Any]:
     is_grey = getattr(config.backbone_config, "num_channels", 3) == 1
     shades = "(0, 128, 255)" if is_grey else '("black", "grey", "white")'
     return {"mode": "L" if is_grey else "RGB", "width": width, "height": height, "shades": shades}
-
-
-def table_cell(value: Any) -> str:
-    """A value as it can stand in a table: on one line, without column marks."""
-    if callable(value):
-        value = getattr(value, "__qualname__", type(value).__name__)
-    return " ".join(str(value).split()).replace("|", "\\|")

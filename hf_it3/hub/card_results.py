@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from .card_facts import table_cell
+from .card_text import one_line
 
 
 @dataclass
@@ -59,15 +59,15 @@ class ConditionResult:
 
 def eval_results(results: Sequence[ConditionResult], dataset: str | None, name: str | None) -> list[EvalResult]:
     """The entries of the card's metadata: both accuracies of every condition."""
-    kind, name = dataset or "unknown", name or dataset or "unknown"
+    kind, name = one_line(dataset or "unknown"), one_line(name or dataset or "unknown")
     return [
         EvalResult(
             task_type="image-classification",
             task_name="Image classification",
             dataset_type=kind,
-            dataset_name=f"{name}, {result.name}",
-            dataset_config=result.name,
-            dataset_split=result.split,
+            dataset_name=f"{name}, {one_line(result.name)}",
+            dataset_config=one_line(result.name),
+            dataset_split=None if result.split is None else one_line(result.split),
             metric_type="accuracy",
             metric_name=f"Accuracy, {how}",
             metric_value=round(value, 4),
@@ -95,7 +95,7 @@ def _row(result: ConditionResult) -> dict[str, str]:
         gain = f"{100 * (result.accuracy_adapted - result.accuracy_unadapted):+.1f}"
         adapted = _percent(result.accuracy_adapted, result.adapted_per_seed)
     return {
-        "name": table_cell(result.name),
+        "name": result.name,
         "base": "not measured" if result.accuracy_base is None else _percent(result.accuracy_base, ()),
         "unadapted": _percent(result.accuracy_unadapted, result.unadapted_per_seed),
         "adapted": adapted,

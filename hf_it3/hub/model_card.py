@@ -7,9 +7,10 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .card_facts import base_of, installed_versions, model_facts, public_id, table_cell
-from .card_merging import CARD_NAME, load_card, merge_cards, sign, union
+from .card_facts import base_of, installed_versions, model_facts, public_id
+from .card_merging import CARD_NAME, load_card, merge_cards, short_name, sign, union
 from .card_results import ConditionResult, eval_results, result_facts
+from .card_text import link_target, literal, one_line, render
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -84,38 +85,37 @@ def build_model_card(
     if hasattr(results, "model_index_entries"):
         results = results.model_index_entries()
     results = [ConditionResult.from_any(result) for result in results]
-    adapted = getattr(config, "base_model", None)
+    adapted, name = getattr(config, "base_model", None), short_name(model_id)
     data = ModelCardData(
-        license=license,
-        language=language,
+        license=one_line(license),
+        language=[one_line(one) for one in language] if isinstance(language, (list, tuple)) else _text(language),
         library_name="hf_it3",
         pipeline_tag="image-classification",
-        tags=union(TAGS, [ADAPTED_TAG] if adapted else [], tags),
+        tags=union(TAGS, [ADAPTED_TAG] if adapted else [], map(one_line, tags)),
         base_model=public_id(base_model or base_of(config)),
         datasets=[dataset] if dataset is not None and public_id(dataset) else None,
         metrics=["accuracy"],
-        model_name=_name(model_id) if results else None,
+        model_name=name if results else None,
         eval_results=eval_results(results, dataset, dataset_name) or None,
     )
-    text = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        title=_name(model_id),
-        model_id=model_id,
+    text = render(
+        TEMPLATE,
+        title=name,
+        model_name=literal(model_id),
         dataset_name=dataset_name or dataset,
         hardware=hardware,
-        plots=[{"file": file, "caption": table_cell(caption)} for file, caption in plots],
+        plots=[{"file": link_target(file), "caption": caption} for file, caption in plots],
         versions=list((installed_versions() if versions is None else versions).items()),
         **model_facts(config),
         **result_facts(results),
-    ).text
+    )
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n")
     card.text = sign(text, model_id, card.data.to_dict())
     return card
 
 
-def _name(model_id: str) -> str:
-    return model_id.split("/")[-1]
+def _text(value: Any) -> str | None:
+    return None if value is None else one_line(value)
 
 
 def _keep_plot(plot: Any, directory: Path) -> tuple[str, str]:
