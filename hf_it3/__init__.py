@@ -25,7 +25,7 @@ _PUBLIC_NAMES = {
     "IT3Pipeline": "it3.pipeline_it3",
     "IT3Trainer": "training.trainer",
     "IT3TrainingArguments": "training.training_arguments",
-    "LabelEmbedder": "it3.modeling_it3",
+    "LabelEmbedder": "it3.task_it3",
     "TestTimeAdapter": "it3.adaptation_it3",
 }
 

@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor
 
 from .it3.configuration_it3 import IT3Config
 from .it3.image_processing_it3 import IT3ImageProcessor, to_mode
-from .it3.losses_it3 import check_label_range
+from .it3.task_it3 import check_label_range
 
 
 DIGITS = "digits"

@@ -5,7 +5,8 @@ import copy
 import torch
 from torch.nn import functional as F
 
-from hf_it3.it3.augmentation_it3 import augment
+from hf_it3.it3.augmentation_it3 import Augmentation
+from hf_it3.it3.backbone_defaults_it3 import resolve_defaults
 
 
 def entropy(p):
@@ -29,7 +30,7 @@ class NaiveAdaptation:
     """What one set of adapted weights goes through; call it with batches, they continue where the last one ended."""
 
     def __init__(self, model, **settings):
-        self.config = model.config.adaptation.replace(**settings)
+        self.config = resolve_defaults(model.config.adaptation.replace(**settings), model)
         self.model = copy.deepcopy(model).eval()
         self.source = copy.deepcopy(model).eval()
         self.average = copy.deepcopy(model).eval()
@@ -74,13 +75,12 @@ class NaiveAdaptation:
 
 def image_by_image(model, images, **settings):
     """Logits `(B, num_labels)` where every image had weights of its own, from augmentations if the settings say."""
-    config = model.config.adaptation.replace(**settings)
+    config = resolve_defaults(model.config.adaptation.replace(**settings), model)
     logits = []
     for image in images:
-        views = augment(image[None], config.augmentations)[0] if config.augmentations else image[None]
-        steps = config.num_steps
-        if config.augmentations and config.augmentation_steps is not None:
-            steps = config.augmentation_steps
+        averages = config.scope == "average"
+        views = Augmentation(config.augmentations).apply(image[None])[0] if averages else image[None]
+        steps = config.augmentation_steps if averages else config.num_steps
         answers = NaiveAdaptation(model, **settings)(views, num_steps=steps, diversity_weight=0)
         logits.append(answers[0] if len(answers) == 1 else answers.softmax(-1).mean(0).log())
     return torch.stack(logits)

@@ -9,10 +9,12 @@ from naive_adaptation import DISTANCES, NaiveAdaptation
 from torch import nn
 from transformers import set_seed
 
-from hf_it3 import AdaptationConfig, AdaptationOutput, IT3ForImageClassification, TestTimeAdapter
-from hf_it3.it3.gate_it3 import ShiftTest
+from hf_it3 import AdaptationConfig, AdaptationOutput, IT3Config, IT3ForImageClassification, TestTimeAdapter
+from hf_it3.it3.backbone_defaults_it3 import resolve_defaults
 from hf_it3.it3.modeling_cnn_it3 import IT3CNNForImageClassification
-from hf_it3.it3.objective_it3 import IdempotenceDistance, largest_class_share, negative_diversity, predict
+from hf_it3.it3.objective_it3 import IdempotenceDistance
+from hf_it3.it3.shift_test_it3 import ShiftTest
+from hf_it3.it3.task_it3 import Task
 
 
 @pytest.fixture
@@ -44,6 +46,10 @@ def backwards(monkeypatch):
 
     monkeypatch.setattr(torch.autograd, "grad", grad)
     return calls
+
+
+def task(problem_type=None, num_labels=4):
+    return Task.of(IT3Config(num_labels=num_labels, problem_type=problem_type))
 
 
 def assert_as_naive(model, images, **settings):
@@ -106,22 +112,23 @@ class TestObjective:
         set_seed(0)
         y0 = torch.eye(4, dtype=torch.float64)
         other = torch.rand(4, 4, dtype=torch.float64).softmax(-1)
-        distance = IdempotenceDistance(name)
+        distance = IdempotenceDistance(name, task())
         assert (distance(y0, y0) < distance(other, y0)).all()
 
     def test_distances_are_finite_where_probabilities_are_zero(self):
         y0, y1 = torch.eye(3), torch.eye(3)[[1, 2, 0]]
         for name in DISTANCES:
-            assert IdempotenceDistance(name)(y1, y0).isfinite().all(), name
+            assert IdempotenceDistance(name, task())(y1, y0).isfinite().all(), name
 
     def test_several_labels_are_compared_label_by_label(self):
         y1, y0 = torch.tensor([[0.9, 0.2]]), torch.tensor([[0.6, 0.5]])
         expected = torch.stack([DISTANCES["kl"](_yes_no(y1[:, i]), _yes_no(y0[:, i])) for i in range(2)]).mean(0)
-        torch.testing.assert_close(IdempotenceDistance("kl", "multi_label_classification")(y1, y0), expected)
+        torch.testing.assert_close(IdempotenceDistance("kl", task("multi_label_classification"))(y1, y0), expected)
 
-    def test_a_regression_model_refuses_distances_between_distributions(self):
-        with pytest.raises(ValueError, match="distance='js' compares probability distributions"):
-            IdempotenceDistance("js", "regression")
+    @pytest.mark.parametrize("name", [name for name in DISTANCES if name != "mse"])
+    def test_a_regression_model_refuses_distances_that_are_not_bounded_for_numbers(self, name):
+        with pytest.raises(ValueError, match=f"distance='{name}' compares probabilities, which a regression model"):
+            IdempotenceDistance(name, task("regression"))
 
     @pytest.mark.parametrize(
         ("problem_type", "labels", "distance"),
@@ -137,16 +144,16 @@ class TestObjective:
         assert not torch.equal(output.logits, output.initial_logits)
 
     def test_diversity_is_greatest_for_evenly_used_classes(self):
-        assert negative_diversity(torch.eye(4), None).item() == pytest.approx(-math.log(4))
-        assert negative_diversity(torch.eye(4)[[0, 0]], None).item() == pytest.approx(0)
-        assert negative_diversity(torch.rand(4, 1), "regression").item() == 0
+        assert task().spread(torch.eye(4)).item() == pytest.approx(math.log(4))
+        assert task().spread(torch.eye(4)[[0, 0]]).item() == pytest.approx(0)
+        assert task("regression", 1).spread(torch.rand(4, 1)).item() == 0
 
     def test_predictions_follow_the_problem_type(self):
         logits = torch.tensor([[0.0, 2.0]])
-        assert torch.equal(predict(logits, None), logits.softmax(-1))
-        assert torch.equal(predict(logits, "multi_label_classification"), logits.sigmoid())
-        assert torch.equal(predict(logits, "regression"), logits)
-        assert predict(logits.bfloat16(), None).dtype == torch.float32
+        assert torch.equal(task().predict(logits), logits.softmax(-1))
+        assert torch.equal(task("multi_label_classification").predict(logits), logits.sigmoid())
+        assert torch.equal(task("regression").predict(logits), logits)
+        assert task().predict(logits.bfloat16()).dtype == torch.float32
 
 
 def _yes_no(probability):
@@ -172,7 +179,7 @@ class TestDiversity:
         assert torch.equal(with_term.logits, without.logits)
 
     def test_the_largest_share_counts_the_most_frequent_class(self):
-        assert largest_class_share(torch.eye(3)[[0, 1, 1, 2]]) == 0.5
+        assert task(num_labels=3).largest_share(torch.eye(3)[[0, 1, 1, 2]]) == 0.5
 
 
 class TestOptimizers:
@@ -285,20 +292,33 @@ class TestGate:
 
     @pytest.mark.parametrize("scope", ["image", "stream"])
     def test_closed_it_costs_two_forwards_in_every_scope(self, model, images, forwards, backwards, scope):
-        output = TestTimeAdapter(model, scope=scope, augmentations=0, gate=1e6)(images)
+        output = TestTimeAdapter(model, scope=scope, gate=1e6)(images)
         assert len(forwards) == 2
         assert backwards == []
         assert not output.adapted.any()
 
     @pytest.mark.parametrize(("anchor", "per_step"), [("frozen", 1), ("ema", 2), ("self", 2)])
     @pytest.mark.parametrize("num_steps", [1, 3])
-    def test_open_the_first_step_reuses_both_passes(
+    def test_open_again_the_first_step_reuses_both_passes(
         self, model, shifted_images, forwards, backwards, anchor, per_step, num_steps
     ):
-        output = TestTimeAdapter(model, anchor=anchor, num_steps=num_steps)(shifted_images)
+        adapter = TestTimeAdapter(model, anchor=anchor, num_steps=num_steps)
+        first = adapter(shifted_images)
+        # The first passes kept no graph, as nobody knew that the gate would open: one step more from scratch.
+        assert len(forwards) == 2 + per_step * num_steps + 1
+        forwards.clear()
+        backwards.clear()
+        output = adapter(shifted_images)
         assert output.adapted.all()
         assert len(backwards) == num_steps
         assert len(forwards) == 2 + per_step * (num_steps - 1) + 1
+        torch.testing.assert_close(output.logits, first.logits)
+
+    def test_after_clean_images_the_first_passes_keep_no_graph(self, model, images, shifted_images, forwards):
+        adapter = TestTimeAdapter(model)
+        for batch in (shifted_images, images, images):
+            adapter(batch)
+        assert forwards[-2:] == [False, False]
 
     def test_it_compares_the_mean_with_the_clean_one_in_standard_errors(self, model, images):
         distances = TestTimeAdapter(model)(images).idempotence.double()
@@ -315,7 +335,7 @@ class TestGate:
         assert adapter(images).adapted.all()
 
     def test_image_scope_decides_for_every_image_alone(self, model, images):
-        adapter = TestTimeAdapter(model, scope="image", augmentations=0, gate=0.5)
+        adapter = TestTimeAdapter(model, scope="image", gate=0.5)
         output = adapter(images)
         reference = model.config.reference_distance
         expected = output.idempotence > reference["mean"] + 0.5 * reference["std"]
@@ -379,16 +399,26 @@ class TestOutput:
         with pytest.raises(ValueError, match="empty batch"):
             TestTimeAdapter(model)(torch.rand(0, 1, 16, 16))
 
-    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.float64])
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
     @pytest.mark.parametrize("scope", ["batch", "image", "stream"])
     def test_pixels_of_a_type_that_the_model_cannot_take_are_refused(self, model, dtype, scope):
         message = f"pixel_values are {dtype} but the model is torch.float32; pass them through the image processor"
         with pytest.raises(ValueError, match=message):
             TestTimeAdapter(model, scope=scope)(torch.ones(2, 1, 16, 16, dtype=dtype))
 
+    @pytest.mark.parametrize(
+        ("given", "own"), [("float64", "float32"), ("float32", "bfloat16"), ("float16", "float32")]
+    )
+    def test_floating_point_images_take_the_type_of_the_model(self, model, shifted_images, given, own):
+        model.to(getattr(torch, own))
+        images = shifted_images.to(getattr(torch, given))
+        output = model.adapt(images)
+        assert output.logits.dtype == getattr(torch, own)
+        torch.testing.assert_close(output.logits, model.adapt(images.to(getattr(torch, own))).logits)
+
     def test_settings_may_be_a_dict(self, model, shifted_images):
         adapter = TestTimeAdapter(model, {"num_steps": 1}, gate=None)
-        assert adapter.config == AdaptationConfig(num_steps=1, gate=None)
+        assert adapter.config == resolve_defaults(AdaptationConfig(num_steps=1, gate=None), model)
         assert len(adapter(shifted_images).loss_history) == 1
         with pytest.raises(ValueError, match="config must be an AdaptationConfig or a dict, got 'tent'"):
             TestTimeAdapter(model, "tent")
@@ -400,10 +430,10 @@ class TestOutput:
         [
             ({"scope": "batch"}, False),
             ({"scope": "stream"}, False),
-            ({"scope": "image", "augmentations": 0, "vectorize": True}, True),
-            ({"scope": "image", "augmentations": 0, "vectorize": False}, True),
-            ({"scope": "image", "augmentation_steps": 0}, True),
-            ({"scope": "image", "augmentations": 0, "num_steps": 0, "norm_statistics": "batch"}, True),
+            ({"scope": "image", "vectorize": True}, True),
+            ({"scope": "image", "vectorize": False}, True),
+            ({"scope": "average", "augmentation_steps": 0}, True),
+            ({"scope": "image", "num_steps": 0, "norm_statistics": "batch"}, True),
         ],
         ids=str,
     )
@@ -411,7 +441,8 @@ class TestOutput:
         self, model, shifted_images, dtype, expected, gate, settings, alone
     ):
         dtype = getattr(torch, dtype)
-        adapter = TestTimeAdapter(model.to(dtype), **{"num_steps": 2, "gate": gate, **settings})
+        steps = {} if settings["scope"] == "average" else {"num_steps": 2}
+        adapter = TestTimeAdapter(model.to(dtype), **{**steps, "gate": gate, **settings})
         history = adapter(shifted_images[:3].to(dtype)).loss_history
         steps = 0 if gate is not None or 0 in (adapter.config.num_steps, settings.get("augmentation_steps")) else 2
         assert history.shape == ((steps, 3) if alone else (steps,))
@@ -459,7 +490,10 @@ class TestAdaptedModel:
     def test_a_single_image_that_adapted_alone_leaves_none_behind(self, model, shifted_images, gate):
         adapter = TestTimeAdapter(model, gate=gate, augmentation_steps=3)
         adapter(shifted_images[:1])
-        with pytest.raises(ValueError, match="a single image adapted to its augmentations, which leaves no adapted"):
+        with pytest.raises(
+            ValueError,
+            match="a single image adapted by itself, as single_image='average' asks",
+        ):
             adapter.adapted_model()
         adapter(shifted_images)
         assert adapter.adapted_model().config.base_model["num_steps"] == 5

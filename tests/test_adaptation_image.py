@@ -5,10 +5,18 @@ import torch
 from naive_adaptation import DISTANCES, image_by_image
 
 from hf_it3 import TestTimeAdapter
-from hf_it3.it3.augmentation_it3 import augment
+from hf_it3.it3.augmentation_it3 import Augmentation
 
 
-ALONE = {"scope": "image", "gate": None, "augmentations": 0, "num_steps": 3, "learning_rate": 3e-3}
+ALONE = {"scope": "image", "gate": None, "num_steps": 3, "learning_rate": 3e-3}
+
+
+AVERAGE = {"scope": "average"}
+
+
+def _named(settings):
+    """Without the steps, where those of an image alone cannot act."""
+    return {key: value for key, value in settings.items() if (key, settings["scope"]) != ("num_steps", "average")}
 
 
 @pytest.fixture
@@ -30,26 +38,33 @@ def few(shifted_images):
         {"anchor": "ema", "ema_decay": 0.6},
         {"optimizer": "sgd", "learning_rate": 0.1},
         {"optimizer": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.02},
-        {"augmentations": 4, "augmentation_steps": 2},
-        {"augmentations": 4, "augmentation_steps": None},
-        {"augmentations": 4, "augmentation_steps": 2, "anchor": "ema", "ema_decay": 0.6},
-        {"augmentations": 4, "augmentation_steps": 2, "anchor": "self", "max_grad_norm": 0.02, "optimizer": "sgd"},
-        {"augmentations": 4, "augmentation_steps": 0},
+        {**AVERAGE, "augmentations": 4, "augmentation_steps": 2},
+        {**AVERAGE, "augmentations": 4, "augmentation_steps": 2, "anchor": "ema", "ema_decay": 0.6},
+        {
+            **AVERAGE,
+            "augmentations": 4,
+            "augmentation_steps": 2,
+            "anchor": "self",
+            "max_grad_norm": 0.02,
+            "optimizer": "sgd",
+        },
+        {**AVERAGE, "augmentations": 4, "augmentation_steps": 0},
         {"chunk_size": 4},
-        {"chunk_size": 4, "augmentations": 3, "augmentation_steps": 2},
+        {**AVERAGE, "chunk_size": 4, "augmentations": 3, "augmentation_steps": 2},
     ],
     ids=str,
 )
 def test_all_images_at_once_equal_a_loop_over_images(double_model, few, vectorize, settings):
-    settings = {**ALONE, **settings}
+    settings = _named({**ALONE, **settings})
     output = TestTimeAdapter(double_model, vectorize=vectorize, **settings)(few)
     expected = image_by_image(double_model, few, **settings)
     actual = output.logits
-    if settings["augmentations"]:
+    if settings["scope"] == "average":
         # The mean of predictions has logits up to a constant.
         actual, expected = actual.log_softmax(-1), expected.log_softmax(-1)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
-    assert output.adapted.all()
+    assert output.averaged.all().item() is (settings["scope"] == "average")
+    assert output.adapted.all().item() is (settings.get("augmentation_steps") != 0)
     assert not torch.allclose(output.logits, output.initial_logits, atol=1e-3)
 
 
@@ -61,15 +76,17 @@ def test_all_images_at_once_equal_a_loop_over_images(double_model, few, vectoriz
         {"anchor": "self"},
         {"anchor": "ema"},
         {"parameters": "norm"},
-        {"augmentations": 3, "augmentation_steps": 1},
-        {"augmentations": 3, "augmentation_steps": 0},
+        {**AVERAGE, "augmentations": 3, "augmentation_steps": 1},
+        {**AVERAGE, "augmentations": 3, "augmentation_steps": 0},
     ],
     ids=str,
 )
 def test_statistics_of_one_image_are_its_own(batch_norm_model, kind, settings):
     model = batch_norm_model.double()
     images = torch.rand(3, 1, 16, 16, dtype=torch.float64) + 0.5
-    settings = {**ALONE, "norm_statistics": kind, "prior_count": 2, **settings}
+    settings = _named({**ALONE, "norm_statistics": kind, **settings})
+    if kind == "mixed":
+        settings["prior_count"] = 2
     together = TestTimeAdapter(model, vectorize=True, **settings)(images).logits
     for loop in (
         TestTimeAdapter(model, vectorize=False, **settings)(images).logits,
@@ -78,9 +95,9 @@ def test_statistics_of_one_image_are_its_own(batch_norm_model, kind, settings):
         torch.testing.assert_close(together, loop, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("settings", [{}, {"augmentations": 3, "augmentation_steps": 1}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {**AVERAGE, "augmentations": 3, "augmentation_steps": 1}], ids=str)
 def test_the_size_of_chunks_does_not_matter(double_model, few, settings):
-    settings = {**ALONE, **settings}
+    settings = _named({**ALONE, **settings})
     whole = TestTimeAdapter(double_model, **settings)(few)
     for size in (1, 4, 100):
         chunked = TestTimeAdapter(double_model, chunk_size=size, **settings)(few)
@@ -128,10 +145,11 @@ class TestOneImage:
     def test_alone_it_is_averaged_over_augmentations(self, double_model, few):
         settings = {"gate": None, "augmentations": 5, "augmentation_steps": 0}
         output = TestTimeAdapter(double_model, **settings)(few[:1])
-        views = augment(few[:1], 5)[0]
+        views = Augmentation(5).apply(few[:1])[0]
         expected = double_model(views).logits.softmax(-1).mean(0).log()
         torch.testing.assert_close(output.logits[0].log_softmax(-1), expected.log_softmax(-1), rtol=0, atol=1e-9)
-        assert output.adapted.item()
+        assert output.averaged.item()
+        assert not output.adapted.item()
 
     def test_with_others_it_is_not(self, double_model, few):
         settings = {"gate": None, "augmentations": 5, "augmentation_steps": 0, "num_steps": 0}
@@ -146,28 +164,29 @@ class TestOneImage:
         double_model.config.problem_type = problem_type
         settings = {"gate": None, "augmentations": 5, "augmentation_steps": 0, "distance": "mse"}
         output = TestTimeAdapter(double_model, **settings)(few[:1])
-        expected = predict(double_model(augment(few[:1], 5)[0]).logits).mean(0)
+        expected = predict(double_model(Augmentation(5).apply(few[:1])[0]).logits).mean(0)
         torch.testing.assert_close(predict(output.logits[0]), expected, rtol=0, atol=1e-5)
 
 
 class TestAugmentations:
     def test_the_first_copy_is_the_image_itself(self, shifted_images):
-        copies = augment(shifted_images, 4)
+        copies = Augmentation(4).apply(shifted_images)
         assert copies.shape == (64, 4, 1, 16, 16)
         assert torch.equal(copies[:, 0], shifted_images)
         assert all(not torch.allclose(copies[:, i], copies[:, j]) for i in range(4) for j in range(i))
 
     def test_they_are_the_same_for_every_image_and_channel(self):
         image = torch.rand(1, 1, 12, 20)
-        copies = augment(torch.cat([image, image]).expand(2, 3, 12, 20), 3)
+        copies = Augmentation(3).apply(torch.cat([image, image]).expand(2, 3, 12, 20))
         torch.testing.assert_close(copies[0], copies[1])
         torch.testing.assert_close(copies[:, :, 0], copies[:, :, 2])
 
     def test_they_are_small_changes(self, images):
-        copies = augment(images, 16)
+        copies = Augmentation(16).apply(images)
         difference = (copies - images[:, None]).abs().mean((0, 2, 3, 4))
         unrelated = (images - images.roll(1, 0)).abs().mean()
         assert (difference < unrelated).all()
 
     def test_an_even_image_stays_even(self):
-        torch.testing.assert_close(augment(torch.full((1, 1, 9, 9), 0.7), 8), torch.full((1, 8, 1, 9, 9), 0.7))
+        copies = Augmentation(8).apply(torch.full((1, 1, 9, 9), 0.7))
+        torch.testing.assert_close(copies, torch.full((1, 8, 1, 9, 9), 0.7))

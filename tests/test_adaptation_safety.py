@@ -15,15 +15,18 @@ from hf_it3.it3.modeling_cnn_it3 import IT3CNNForImageClassification
 SCOPES = {
     "batch": {"scope": "batch"},
     "stream": {"scope": "stream"},
-    "images at once": {"scope": "image", "augmentations": 0, "vectorize": True},
-    "image by image": {"scope": "image", "augmentations": 0, "vectorize": False},
-    "augmented": {"scope": "image", "augmentations": 3, "augmentation_steps": 2},
+    "images at once": {"scope": "image", "vectorize": True},
+    "image by image": {"scope": "image", "vectorize": False},
+    "augmented": {"scope": "average", "augmentations": 3},
 }
 every_scope = pytest.mark.parametrize("scope", SCOPES.values(), ids=SCOPES)
 
 
 def adapter_of(model, scope, **settings) -> TestTimeAdapter:
-    return TestTimeAdapter(model, **{"gate": None, "num_steps": 3, "learning_rate": 1e-3, **scope, **settings})
+    settings = {"gate": None, "num_steps": 3, "learning_rate": 1e-3, **scope, **settings}
+    if settings["scope"] == "average":
+        settings["augmentation_steps"] = settings.pop("num_steps")
+    return TestTimeAdapter(model, **settings)
 
 
 @every_scope
@@ -168,8 +171,8 @@ def test_adapters_and_plain_forwards_in_threads_equal_those_one_after_the_other(
         {"scope": "batch"},
         {"scope": "batch", "anchor": "ema", "parameters": "bias"},
         {"scope": "stream"},
-        {"scope": "image", "augmentations": 0, "vectorize": True},
-        {"scope": "image", "augmentations": 0, "vectorize": False, "num_steps": 1},
+        {"scope": "image", "vectorize": True},
+        {"scope": "image", "vectorize": False, "num_steps": 1},
     ]
     batches = [*shifted_images[:16].split(8), *images[:16].split(8)] * 2
 
@@ -264,10 +267,10 @@ class TestCallers:
         images = shifted_images[:6]
         # Steps of 1e-4 are far below what bfloat16 resolves in weights of this size.
         settings = {"learning_rate": 1e-4, "num_steps": 40}
-        exact = adapter_of(model, {**scope, **settings, "augmentation_steps": None})(images)
+        exact = adapter_of(model, {**scope, **settings})(images)
         model.to(torch.bfloat16)
         with untouched(model):
-            output = adapter_of(model, {**scope, **settings, "augmentation_steps": None})(images.bfloat16())
+            output = adapter_of(model, {**scope, **settings})(images.bfloat16())
         assert output.logits.dtype == torch.bfloat16
         assert output.adapted.all()
         moved = (exact.logits - exact.initial_logits).abs().mean()

@@ -7,8 +7,9 @@ import torch
 from naive_adaptation import NaiveAdaptation
 from torch import nn
 
-from hf_it3 import IT3ForImageClassification, TestTimeAdapter
+from hf_it3 import IT3Config, IT3ForImageClassification, TestTimeAdapter
 from hf_it3.it3.stream_it3 import CollapseGuard
+from hf_it3.it3.task_it3 import Task
 
 
 @pytest.fixture
@@ -85,8 +86,8 @@ class TestState:
             ({"optimizer": "sgd"}, "saved with optimizer='adam', this adapter has optimizer='sgd'"),
             ({"learning_rate": 0.5}, "saved with learning_rate=0.0003, this adapter has learning_rate=0.5"),
             ({"parameters": "bias"}, "saved with parameters='all'"),
-            ({"anchor": "frozen"}, "saved with anchor=None"),
-            ({"anchor": "self"}, "saved with anchor=None"),
+            ({"anchor": "frozen"}, "saved with anchor='ema'"),
+            ({"anchor": "self"}, "saved with anchor='ema'"),
         ],
     )
     def test_a_state_of_other_settings_is_refused(self, model, shifted_images, settings, reason):
@@ -99,8 +100,9 @@ class TestState:
         _assert_same(other.state_dict(), before)
 
     def test_a_state_of_another_model_is_refused(self, model, batch_norm_model):
+        same = {"learning_rate": 1e-3, "parameters": "all"}
         with pytest.raises(ValueError, match="other parameters than this model's"):
-            stream_of(batch_norm_model).load_state_dict(stream_of(model).state_dict())
+            stream_of(batch_norm_model, **same).load_state_dict(stream_of(model, **same).state_dict())
         state = stream_of(model).state_dict()
         with torch.no_grad():
             model.backbone.fc1.weight.mul_(1.01)
@@ -251,7 +253,7 @@ class TestCollapse:
         assert "collapsed" not in caplog.text
 
     def test_a_loss_that_runs_away_is_a_collapse(self):
-        guard = CollapseGuard(window=8)
+        guard = CollapseGuard(Task.of(IT3Config()), window=8)
         predictions = torch.eye(4)
         for loss in [1.0, 1.1, 0.9] * 5:
             assert guard.verdict(predictions, predictions, loss) is None

@@ -115,7 +115,7 @@ def test_adaptation_in_batch_scope_changes_a_copy_of_the_weights_alone(family):
 
 def test_adaptation_in_image_scope_answers_each_image_by_itself(family):
     model, images = wrap(family), family_images(family, 2)
-    settings = {"scope": "image", "gate": None, "num_steps": 1, "learning_rate": 1e-3, "augmentations": 0}
+    settings = {"scope": "image", "gate": None, "num_steps": 1, "learning_rate": 1e-3}
     with untouched(model):
         output = TestTimeAdapter(model, parameters="norm", vectorize=True, **settings)(images)
     assert output.adapted.all()
@@ -128,7 +128,7 @@ def test_adaptation_in_image_scope_answers_each_image_by_itself(family):
 @pytest.mark.parametrize("family", ["levit", "cvt", "resnet", "swin"])
 def test_vectorised_adaptation_agrees_with_one_image_after_the_other(family):
     model, images = wrap(family).double(), family_images(family, 2).double()
-    settings = {"gate": None, "num_steps": 2, "optimizer": "sgd", "learning_rate": 0.1, "augmentations": 0}
+    settings = {"gate": None, "num_steps": 2, "optimizer": "sgd", "learning_rate": 0.1}
     adapt_one = TestTimeAdapter(model, scope="batch", diversity_weight=0.0, **settings)
     expected = torch.cat([adapt_one(image[None]).logits for image in images])
     assert not torch.allclose(expected, model(images).logits)

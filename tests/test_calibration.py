@@ -19,7 +19,7 @@ from hf_it3.evaluation import evaluate_robustness
 from hf_it3.evaluation.calibration.grid import Stage, do_nothing, make_stages
 from hf_it3.evaluation.calibration.search import Search
 from hf_it3.evaluation.conditions import Condition
-from hf_it3.it3.gate_it3 import idempotence_distances
+from hf_it3.it3.shift_test_it3 import idempotence_distances
 
 
 OPTIONS = {"corruptions": "digits-shift/brightness", "num_samples": 128, "batch_size": 32, "show_progress": False}
@@ -156,7 +156,7 @@ def test_where_nothing_helps_adaptation_is_turned_off_and_the_result_says_so(mod
     result = calibrate(model, processor, digits["test"], **OPTIONS)
     settings = model.config.adaptation
     assert not result.improves
-    assert (settings.num_steps, settings.augmentations, settings.norm_statistics) == (0, 0, "source")
+    assert (settings.num_steps, settings.single_image, settings.norm_statistics) == (0, "batch", "source")
     assert "beats doing nothing" in result.table()
     output = TestTimeAdapter(model)(images + 1)
     assert torch.equal(output.logits, output.initial_logits)
@@ -259,7 +259,7 @@ def names_of(stages) -> list[str]:
 
 
 def test_statistics_are_tried_where_the_model_has_batch_norm_only(model, batch_norm_model):
-    own = AdaptationConfig()
+    own = AdaptationConfig(num_steps=5)
     assert "statistics" not in names_of(make_stages(model, own))
     (stage,) = [stage for stage in make_stages(batch_norm_model, own) if stage.name == "statistics"]
     tried = {(settings.norm_statistics, settings.num_steps) for settings in stage.candidates(own)}
@@ -267,7 +267,7 @@ def test_statistics_are_tried_where_the_model_has_batch_norm_only(model, batch_n
 
 
 def test_norm_parameters_are_tried_where_the_model_has_norm_layers_only(model, batch_norm_model):
-    own = AdaptationConfig()
+    own = AdaptationConfig(num_steps=5, learning_rate=3e-4, parameters="all")
     for one, expected in ((model, {"all", "bias"}), (batch_norm_model, {"all", "bias", "norm"})):
         (stage,) = [stage for stage in make_stages(one, own) if stage.name == "parameters"]
         assert {settings.parameters for settings in stage.candidates(own)} == expected
@@ -470,4 +470,6 @@ def test_the_command_wants_a_folder_for_what_comes_from_the_hub(calibrate_comman
 
 def test_doing_nothing_keeps_what_is_no_adaptation():
     settings = do_nothing(AdaptationConfig(scope="stream", gate=2.0, num_steps=9, norm_statistics="batch"))
-    assert settings == AdaptationConfig(scope="stream", gate=2.0, num_steps=0, augmentations=0)
+    assert settings == AdaptationConfig(
+        scope="stream", gate=2.0, num_steps=0, single_image="batch", norm_statistics="source"
+    )

@@ -55,10 +55,8 @@ def test_every_floating_point_type_predicts_trains_and_adapts(family, wrapped, d
 @pytest.mark.parametrize("device", DEVICES)
 def test_adaptation_per_image_runs_on_every_device(family, wrapped, device):
     images = family_images(family, 2)
-    expected = wrapped.double().adapt(images.double(), scope="image", augmentations=0, optimizer="sgd", **ADAPT)
-    actual = wrapped.to(device).adapt(
-        images.double().to(device), scope="image", augmentations=0, optimizer="sgd", **ADAPT
-    )
+    expected = wrapped.double().adapt(images.double(), scope="image", optimizer="sgd", **ADAPT)
+    actual = wrapped.to(device).adapt(images.double().to(device), scope="image", optimizer="sgd", **ADAPT)
     torch.testing.assert_close(actual.logits.cpu(), expected.logits)
 
 

@@ -19,7 +19,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from untouched import untouched
 
 from hf_it3 import IT3Pipeline, TestTimeAdapter
-from hf_it3.it3.gate_it3 import idempotence_distances
+from hf_it3.it3.shift_test_it3 import idempotence_distances
 
 
 TASK = "it3-image-classification"
@@ -304,7 +304,7 @@ class TestSettings:
         ("override", "message"),
         [
             ({"num_step": 3}, "no field 'num_step'.*did you mean 'num_steps'"),
-            ({"num_steps": -3}, "num_steps must be an integer >= 0, got -3"),
+            ({"num_steps": -3}, "num_steps must be an integer >= 0 or None, got -3"),
             ({"scope": "all"}, "scope must be one of .* got 'all'"),
         ],
     )
@@ -350,7 +350,7 @@ class TestSettings:
         assert len(expected) == 3
         for result in together:
             assert all(entry["loss_history"] == pytest.approx(expected, abs=1e-5) for entry in result)
-        settings |= {"scope": "image", "augmentations": 0}
+        settings |= {"scope": "image"}
         apart = classifier(pictures, return_loss_history=True, **settings)
         expected = TestTimeAdapter(classifier.model, **settings)(pixels).loss_history
         for position, result in enumerate(apart):
@@ -359,13 +359,13 @@ class TestSettings:
         assert "loss_history" not in classifier(pictures, adapt=False, return_loss_history=True)[0][0]
 
     def test_images_that_take_no_step_have_an_empty_loss_history(self, classifier, pictures, pixels):
-        for settings in ({"gate": 1e6}, {"scope": "image", "augmentations": 4, "augmentation_steps": 0}):
+        for settings in ({"gate": 1e6}, {"scope": "average", "augmentations": 4}):
             results = classifier(pictures, return_loss_history=True, **settings)
             assert [result[0]["loss_history"] for result in results] == [[]] * len(pictures)
         # Where each image adapts alone, some pass the gate and others do not.
         gate = TestTimeAdapter(classifier.model, gate=1e6)(pixels).idempotence.median().item()
         classifier.model.config.reference_distance |= {"mean": gate, "std": 0.0}
-        alone = {"scope": "image", "augmentations": 0, "num_steps": 2}
+        alone = {"scope": "image", "num_steps": 2}
         results = classifier(pictures, return_loss_history=True, return_idempotence=True, **alone)
         steps = [(result[0]["adapted"], len(result[0]["loss_history"])) for result in results]
         assert set(steps) == {(True, 2), (False, 0)}

@@ -11,7 +11,7 @@ from trainer_fixtures import tiny, weights
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_it3 import IT3Trainer, TestTimeAdapter
-from hf_it3.it3.gate_it3 import idempotence_distances
+from hf_it3.it3.shift_test_it3 import idempotence_distances
 
 
 arguments, rows = trainer_fixtures.arguments, trainer_fixtures.rows

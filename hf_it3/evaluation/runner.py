@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 
 from ..it3.adaptation_it3 import TestTimeAdapter
 from ..it3.interface_it3 import IdempotentModel
-from ..it3.objective_it3 import IdempotenceDistance, predict
+from ..it3.objective_it3 import IdempotenceDistance
+from ..it3.task_it3 import Task
 from .conditions import Condition
 from .images import ImageBatch, ImageSource, Normalization
 from .methods import UNADAPTED, Method
@@ -69,7 +70,7 @@ class Runner:
         self.seed = seed
         self.show_progress = show_progress
         self.state = process_state()
-        self.distance = IdempotenceDistance(model.config.distance, model.config.problem_type)
+        self.distance = IdempotenceDistance(model.config.distance, Task.of(model.config))
         self.adapters = {
             method.name: TestTimeAdapter(model, method.config) for method in methods if method.config is not None
         }
@@ -149,10 +150,10 @@ class Runner:
 
     @torch.no_grad()
     def _unadapted(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        problem_type = self.model.config.problem_type
+        task = Task.of(self.model.config)
         logits = self.model(pixel_values).logits
-        y0 = predict(logits, problem_type)
-        y1 = predict(self.model(pixel_values, label_signal=y0).logits, problem_type)
+        y0 = task.predict(logits)
+        y1 = task.predict(self.model(pixel_values, label_signal=y0).logits)
         return logits, self.distance(y1, y0)
 
     def reset_streams(self) -> None:

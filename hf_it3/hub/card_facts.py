@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..it3.adaptation_config_it3 import AdaptationConfig
+from ..it3.backbone_defaults_it3 import BACKBONE_DEFAULTS, resolve_defaults
 from .card_text import Markdown, code
 
 
@@ -29,15 +31,17 @@ SETTINGS = (
 ADAPTED_FIELDS = ("data", "num_images", "num_steps", "learning_rate", "scope", "parameters", "date")
 
 
-def model_facts(config: Any) -> dict[str, Any]:
-    """The fields of the card's template that a configuration fills."""
+def model_facts(model: Any) -> dict[str, Any]:
+    """The fields of the card's template that a model, or its configuration alone, fills."""
+    config = getattr(model, "config", model)
+    adaptation = config.adaptation if model is config else resolve_defaults(config.adaptation, model)
     adapted = getattr(config, "base_model", None)
     return {
         "adapted": _adapted_facts(adapted) if adapted else None,
         "architecture": config.backbone_config.model_type,
         "num_labels": config.num_labels,
         "labels": _label_list(config),
-        "settings": [(name, _setting(config, name)) for name in SETTINGS],
+        "settings": [(name, _setting(config, adaptation, name)) for name in SETTINGS],
         "adaptation": config.adaptation,
         "reference": _reference(config),
         "calibration_corruptions": ", ".join(getattr(config, "calibration_corruptions", None) or []),
@@ -73,14 +77,14 @@ def base_of(config: Any) -> str | None:
     return adapted.get("name_or_path") if adapted else config.backbone_config.name_or_path or None
 
 
-def _setting(config: Any, name: str) -> Any:
+def _setting(config: Any, adaptation: AdaptationConfig, name: str) -> Any:
     """A setting as it takes effect, with the defaults of the scope and of the model filled in."""
-    adaptation = config.adaptation
     if name == "anchor":
         return adaptation.effective_anchor
     if name == "distance" and adaptation.distance is None:
         return config.distance
-    return getattr(adaptation, name)
+    value = getattr(adaptation, name)
+    return "by the kind of backbone" if value is None and name in BACKBONE_DEFAULTS["plain"] else value
 
 
 def _adapted_facts(base: dict[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def build_model_card(
         hardware=hardware,
         plots=[{"file": link_target(file), "caption": caption} for file, caption in plots],
         versions=list((installed_versions() if versions is None else versions).items()),
-        **model_facts(config),
+        **model_facts(model),
         **result_facts(results),
     )
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n")

@@ -5,60 +5,70 @@ import difflib
 import math
 import numbers
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from .distances_it3 import DISTANCES
+from .optimizers_it3 import OPTIMIZERS
 
-SCOPES = ("batch", "image", "stream")
+
+SCOPES = ("batch", "image", "stream", "average")
+SINGLE_IMAGES = ("average", "image", "batch")
 ANCHORS = ("frozen", "ema", "self")
-OPTIMIZERS = ("adam", "sgd")
 PARAMETER_GROUPS = ("all", "norm", "bias")
-NORM_STATISTICS = ("source", "batch", "mixed")
-DISTANCES = ("neg_dot", "mse", "js", "kl", "cross_entropy", "entropy")
+NORM_STATISTICS = ("auto", "source", "batch", "mixed")
 
 
 @dataclass
 class AdaptationConfig:
     """How a model adapts itself to unlabelled images at test time. It is saved in the model's `config.json`.
 
+    A field that is `None` takes what was measured best for the kind of backbone, see `backbone_defaults_it3`;
+    `hf-it3 inspect MODEL` prints it.
+
     Args:
-        scope (`"batch"`, `"image"` or `"stream"`): who shares adapted weights: the images of one batch; nobody, each
-            image has its own; all images from one `reset()` to the next.
-        batch_size (`int`): how many images the pipeline adapts together when a call does not say.
-        num_steps (`int`): optimizer steps per batch, or per image for scope `"image"`. 0 changes no weights.
-        learning_rate (`float`): learning rate of the optimizer.
+        scope (`"batch"`, `"image"`, `"stream"` or `"average"`): who shares adapted weights: the images of one batch;
+            nobody, each image has its own; all images from one `reset()` to the next; `"average"` changes no weights,
+            the answer is the mean prediction over `augmentations` changed copies of each image.
+        batch_size (`int`): number of images that the pipeline adapts together.
+        num_steps (`int` or `None`): optimizer steps per batch, or per image in scope `"image"`. 0 changes no weights.
+        learning_rate (`float` or `None`): learning rate of the optimizer.
         optimizer (`"adam"`, `"sgd"` or a callable): a callable takes the list of parameters and returns a torch
             optimizer with its own learning rate.
         anchor (`"frozen"`, `"ema"`, `"self"` or `None`): who computes the second prediction y1: the model before
             adaptation (Durasov et al., IT3, ICML 2025); its exponential moving average (the paper's online variant);
             the model being adapted (as torch-ttt's engine does). `None` means `"ema"` for streams, else `"frozen"`.
-        parameters (`str`): what may change: `"all"`, `"norm"` (normalisation layers), `"bias"`, or a regular
-            expression searched in the parameter names. The label embedder never changes.
+        parameters (`str` or `None`): what may change: `"all"`, `"norm"` (normalisation layers), `"bias"`, or a regular
+            expression searched in the parameter names. The label embedder and parameters that do not require
+            gradients never change.
         distance (`str`, callable or `None`): D(y1, y0), the idempotence distance: one of `"neg_dot"`, `"mse"`,
             `"js"`, `"kl"`, `"cross_entropy"`, `"entropy"` (of y0 alone, as in Tent), or a callable that takes the
-            two predictions of shape `(B, num_labels)` (probabilities for classifiers) and returns shape `(B,)` or a
-            scalar. `None` takes the model's own `config.distance`.
+            two predictions of shape `(B, num_labels, ...)` (probabilities for classifiers) and returns shape `(B,)` or
+            a scalar. `None` takes the model's own `config.distance`.
         diversity_weight (`float`): weight of the negative entropy of the batch's mean prediction (Liang et al.,
             SHOT, ICML 2020), which keeps a batch from collapsing into one class.
-        max_class_share (`float`): above this share of one class among a batch's unadapted predictions, the diversity
-            term is dropped for that batch.
-        norm_statistics (`"source"`, `"batch"` or `"mixed"`): statistics of BatchNorm layers at test time: those of
-            training; those of the batch; both, with the former counting as `prior_count` images (Schneider et al.,
-            NeurIPS 2020).
-        prior_count (`int`): weight of the training statistics in `"mixed"`, in images.
+        max_class_share (`float`): above this share of one class among a batch's predictions before the first step, the
+            diversity term is dropped for that batch.
+        norm_statistics (`"auto"`, `"source"`, `"batch"` or `"mixed"`): statistics of BatchNorm layers at test time:
+            those of training; those of the batch; both, with the former counting as `prior_count` images (Schneider et
+            al., NeurIPS 2020). `"auto"` means `"mixed"` where the backbone has BatchNorm.
+        prior_count (`int` or `None`): weight of the training statistics in `"mixed"`, in images.
         gate (`float` or `None`): adapt only where the mean idempotence distance of those who share weights exceeds
-            the mean on training images by this many standard errors. `None` always adapts.
-        gate_window (`int`): scope `"stream"`: how many of the latest images the gate looks at.
+            the mean on training images by this many standard errors. `None` always adapts, infinity never.
+        gate_window (`int`): scope `"stream"`: number of latest images that the gate looks at.
         ema_decay (`float`): decay of the moving average per step, for anchor `"ema"`.
         max_grad_norm (`float` or `None`): clips the norm of the gradient (of each image's own for scope `"image"`).
-        augmentations (`int`): scope `"image"`, and a single image in scope `"batch"`: so many small shifts, rotations
-            and scalings of the image form its batch, and the answer is the mean of their predictions. 0 uses the image
-            alone. Without steps this changes no weights, and is done whatever the gate says.
-        augmentation_steps (`int` or `None`): optimizer steps where augmentations are used; `None` means `num_steps`.
-        chunk_size (`int` or `None`): scope `"image"`: images adapted at once; `None` chooses by model size.
-        vectorize (`bool` or `None`): scope `"image"`: `True` adapts a chunk of images in one vectorised pass,
-            `False` one after the other, `None` chooses the faster.
+        augmentations (`int`): scope `"average"`: number of copies of each image, itself included, that differ by
+            small shifts, rotations and scalings.
+        augmentation_steps (`int`): scope `"average"`: optimizer steps on the objective over an image's copies before
+            they are averaged; these change weights, for this image alone.
+        single_image (`"average"`, `"image"` or `"batch"`): what scope `"batch"` does with a batch of one image, the
+            last one of a pipeline's for instance: as scope `"average"` or `"image"` would, or a batch of one.
+        chunk_size (`int` or `None`): scopes `"image"` and `"average"`: images adapted at once; `None` chooses by model
+            size.
+        vectorize (`bool` or `None`): scopes `"image"` and `"average"`: `True` adapts a chunk of images in one
+            vectorised pass, `False` one after the other, `None` chooses the faster.
         collapse_guard (`bool`): scope `"stream"`: return to the source weights when the stream's predictions collapse
             into one class or its loss runs away.
 
@@ -80,22 +90,23 @@ class AdaptationConfig:
 
     scope: str = "batch"
     batch_size: int = 256
-    num_steps: int = 5
-    learning_rate: float = 3e-4
+    num_steps: int | None = None
+    learning_rate: float | None = None
     optimizer: str | Callable = "adam"
     anchor: str | None = None
-    parameters: str = "all"
+    parameters: str | None = None
     distance: str | Callable | None = None
     diversity_weight: float = 1.0
     max_class_share: float = 0.75
-    norm_statistics: str = "source"
-    prior_count: int = 16
+    norm_statistics: str = "auto"
+    prior_count: int | None = None
     gate: float | None = 3.0
     gate_window: int = 256
     ema_decay: float = 0.99
     max_grad_norm: float | None = None
     augmentations: int = 8
-    augmentation_steps: int | None = 0
+    augmentation_steps: int = 0
+    single_image: str = "average"
     chunk_size: int | None = None
     vectorize: bool | None = None
     collapse_guard: bool = True
@@ -112,17 +123,21 @@ class AdaptationConfig:
         self._check_choice("optimizer", OPTIMIZERS, or_callable=True)
         self._check_choice("distance", DISTANCES, optional=True, or_callable=True)
         self._check_number("batch_size", int, 1)
-        self._check_number("num_steps", int, 0)
-        self._check_number("learning_rate", float, 0)
+        self._check_choice("single_image", SINGLE_IMAGES)
+        self._check_number("num_steps", int, 0, optional=True)
+        self._check_number("learning_rate", float, 0, optional=True)
         self._check_number("diversity_weight", float, 0)
         self._check_number("max_class_share", float, 0, 1)
-        self._check_number("prior_count", int, 0)
-        self._check_number("gate", float, -math.inf, optional=True)
+        self._check_number("prior_count", int, 0, optional=True)
+        if self.gate == "inf":
+            self.gate = math.inf  # as JSON knows it
+        if self.gate != math.inf:
+            self._check_number("gate", float, -math.inf, optional=True)
         self._check_number("gate_window", int, 1)
         self._check_number("ema_decay", float, 0, 1)
         self._check_number("max_grad_norm", float, 0, optional=True)
         self._check_number("augmentations", int, 0)
-        self._check_number("augmentation_steps", int, 0, optional=True)
+        self._check_number("augmentation_steps", int, 0)
         self._check_number("chunk_size", int, 1, optional=True)
         for name in ("vectorize", "collapse_guard"):
             value = getattr(self, name)
@@ -134,7 +149,7 @@ class AdaptationConfig:
         return ValueError(f"AdaptationConfig.{name} {requirement}, got {getattr(self, name)!r}")
 
     def _check_choice(
-        self, name: str, choices: tuple[str, ...], optional: bool = False, or_callable: bool = False
+        self, name: str, choices: Collection[str], optional: bool = False, or_callable: bool = False
     ) -> None:
         value = getattr(self, name)
         if (optional and value is None) or (or_callable and callable(value)):
@@ -158,8 +173,10 @@ class AdaptationConfig:
         setattr(self, name, int(value) if isinstance(value, numbers.Integral) else float(value))
 
     def _check_parameters(self) -> None:
+        if self.parameters is None:
+            return
         if not isinstance(self.parameters, str) or not self.parameters:
-            raise self._error("parameters", "must be 'all', 'norm', 'bias' or a regular expression")
+            raise self._error("parameters", "must be 'all', 'norm', 'bias', a regular expression or None")
         try:
             re.compile(self.parameters)
         except re.error as error:
@@ -170,9 +187,39 @@ class AdaptationConfig:
         """The anchor with its default for the scope filled in."""
         return self.anchor or ("ema" if self.scope == "stream" else "frozen")
 
-    def adapts_alone(self, num_images: int) -> bool:
-        """Whether each of so many images adapts by itself: in scope `"image"`, and a single one with augmentations."""
-        return self.scope == "image" or (self.scope == "batch" and num_images == 1 and self.augmentations > 0)
+    def scope_of(self, num_images: int) -> str:
+        """The scope that a batch of this many images gets: `single_image` decides for a single one in scope batch."""
+        if self.scope != "batch" or num_images != 1:
+            return self.scope
+        has_nothing_to_average = self.single_image == "average" and self.augmentations < 2
+        return "batch" if has_nothing_to_average else self.single_image
+
+    def check_named(self, named: Iterable[str]) -> "AdaptationConfig":
+        """The settings themselves, after checking that fields which a caller named can act beside the others.
+
+        Raises:
+            ValueError: for a named field that asks for something which the scope rules out.
+        """
+        shares = self.scope in ("batch", "stream")
+        averages = self.scope == "average" or (self.scope == "batch" and self.single_image == "average")
+        # Of settings that do nothing in some scopes: whether they ask for something, whether they can act, and where.
+        uses: dict[str, tuple[Any, bool, str]] = {
+            "num_steps": (self.num_steps, self.scope != "average", "elsewhere, see augmentation_steps"),
+            "diversity_weight": (self.diversity_weight, shares, "where images share weights"),
+            "augmentations": (self.augmentations > 1, averages, "in scope 'average'"),
+            "augmentation_steps": (self.augmentation_steps, averages, "in scope 'average'"),
+            "single_image": (True, self.scope == "batch", "in scope 'batch'"),
+            "gate_window": (True, self.scope == "stream", "in scope 'stream'"),
+            "collapse_guard": (self.collapse_guard, self.scope == "stream", "in scope 'stream'"),
+        }
+        for name in named:
+            asked, acts, where = uses.get(name, (False, True, ""))
+            if asked and not acts:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} cannot act in scope {self.scope!r}: it acts {where}; leave it "
+                    "out, or choose another scope"
+                )
+        return self
 
     def replace(self, **overrides: Any) -> "AdaptationConfig":
         """A copy with some fields changed; unknown names raise a ValueError with the closest known one."""
@@ -180,11 +227,20 @@ class AdaptationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; a callable becomes its qualified name, which cannot be loaded again."""
-        return {name: describe_callable(value) for name, value in vars(self).items()}
+        values = {name: describe_callable(value) for name, value in vars(self).items()}
+        return {**values, "gate": "inf" if self.gate == math.inf else self.gate}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "AdaptationConfig":
-        """Builds a config from plain values; unknown keys raise a ValueError."""
+        """Builds a config from plain values; unknown keys raise a ValueError.
+
+        Settings that were saved when scope `"image"` averaged augmentations where it took no steps keep doing so.
+        """
+        is_older = "single_image" not in values and "augmentation_steps" in values
+        if is_older and values["augmentation_steps"] is None:
+            values = {**values, "augmentation_steps": values.get("num_steps") or 0}
+        if is_older and values.get("scope") == "image" and values.get("augmentations", 8) > 0:
+            values = {**values, "scope": "average"}
         return cls(**values)
 
     @classmethod
@@ -197,8 +253,8 @@ class AdaptationConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "it3": {},
-    "none": {"num_steps": 0, "augmentations": 0, "gate": None},
-    "statistics": {"num_steps": 0, "augmentations": 0, "gate": None, "norm_statistics": "batch"},
+    "none": {"num_steps": 0, "norm_statistics": "source", "single_image": "batch", "gate": None},
+    "statistics": {"num_steps": 0, "norm_statistics": "batch", "single_image": "batch", "gate": None},
     "tent": {
         "num_steps": 1,
         "learning_rate": 1e-3,
@@ -207,16 +263,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "diversity_weight": 0.0,
         "norm_statistics": "batch",
         "gate": None,
-        "augmentations": 0,
+        "single_image": "batch",
     },
     "torch-ttt": {
         "num_steps": 1,
         "learning_rate": 1e-3,
         "anchor": "self",
         "distance": "neg_dot",
+        "parameters": "all",
+        "norm_statistics": "source",
         "diversity_weight": 0.0,
         "gate": None,
-        "augmentations": 0,
+        "single_image": "batch",
     },
 }
 

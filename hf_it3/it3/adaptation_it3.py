@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput, logging
 
 from .adaptation_config_it3 import AdaptationConfig, resolve_adaptation
-from .gate_it3 import ShiftTest
+from .augmentation_it3 import Augmentation
+from .backbone_defaults_it3 import resolve_defaults
 from .interface_it3 import IdempotentModel, idempotent_model
-from .objective_it3 import IdempotenceDistance
+from .objective_it3 import IdempotenceDistance, Objective
 from .per_image_it3 import ImageAdaptation
-from .shell_it3 import ModelShell, gradients_allowed
-from .steps_it3 import Passes, SharedAdaptation, first_passes
+from .shell_it3 import ModelShell, gradients_allowed, unchanged_context
+from .shift_test_it3 import ShiftTest
+from .steps_it3 import Passes, SharedAdaptation
 from .stream_it3 import Stream
+from .task_it3 import Task
 
 
 logger = logging.get_logger(__name__)
@@ -29,13 +32,15 @@ class AdaptationOutput(ModelOutput):
     """What [`TestTimeAdapter`] returns for a batch of B images.
 
     Args:
-        logits (`Tensor` of shape `(B, num_labels)`): the answer, adapted where `adapted` says so.
-        initial_logits (`Tensor` of shape `(B, num_labels)`): of the model as it was given.
+        logits (`Tensor` of shape `(B, num_labels)`, or `(B, num_labels, h, w)` of a segmentation model): the answer.
+        initial_logits (`Tensor`, shaped as `logits`): of the model as it was given.
         idempotence (`Tensor` of shape `(B,)`): idempotence distance D(y1, y0) before adaptation.
-        adapted (`Tensor` of shape `(B,)`, bool): whose answer comes from adapted weights (or averaged augmentations).
-        loss_history (`Tensor` of shape `(steps,)`, or `(steps, B)` where each image adapts alone: scope `"image"`, and
-            with augmentations a single image in scope `"batch"`): the objective before each step, in at least single
-            precision; NaN for images that were not adapted. Of 0 steps where no image was.
+        adapted (`Tensor` of shape `(B,)`, bool): whose answer comes from adapted weights, or at least from other
+            statistics than those of training.
+        averaged (`Tensor` of shape `(B,)`, bool): whose answer is a mean over augmentations.
+        loss_history (`Tensor` of shape `(steps,)`, or `(steps, B)` where each image is adapted to alone, as in scope
+            `"image"`): the objective before each step, in at least single precision; NaN for images that were not
+            adapted. Of 0 steps where no image was.
     """
 
     # Always set; ModelOutput wants defaults.
@@ -43,6 +48,7 @@ class AdaptationOutput(ModelOutput):
     initial_logits: Tensor = None  # type: ignore[assignment]
     idempotence: Tensor = None  # type: ignore[assignment]
     adapted: Tensor = None  # type: ignore[assignment]
+    averaged: Tensor = None  # type: ignore[assignment]
     loss_history: Tensor = None  # type: ignore[assignment]
 
 
@@ -80,21 +86,43 @@ class TestTimeAdapter:
     def __init__(self, model: nn.Module, config: AdaptationConfig | dict[str, Any] | None = None, **overrides: Any):
         self.model = idempotent_model(model)
         config = self.model.config.adaptation if config is None else config
-        self.config = resolve_adaptation(config, "config").replace(**overrides)
+        settings = resolve_adaptation(config, "config").replace(**overrides).check_named(overrides)
+        self._configure(resolve_defaults(settings, self.model))
+
+    def _configure(self, config: AdaptationConfig) -> None:
+        self.config = config
         self._lock = threading.RLock()
         self._build()
 
     def _build(self) -> None:
         model_config, config = self.model.config, self.config
-        problem_type = model_config.problem_type
+        self.task = Task.of(model_config)
         name = model_config.distance if config.distance is None else config.distance
-        self.distance = IdempotenceDistance(name, problem_type)
+        self.distance = IdempotenceDistance(name, self.task)
+        objective = Objective(self.task, self.distance, config.diversity_weight)
         self.shell = ModelShell(self.model, config.parameters)
         self.source_shell = ModelShell(self.model, None) if config.scope == "stream" else self.shell
-        self.shared = SharedAdaptation(self.shell, self.source_shell, config, self.distance, problem_type)
-        self.images = ImageAdaptation(self.shell, config, self.distance, problem_type)
+        self.shared = SharedAdaptation(self.shell, self.source_shell, config, objective)
+        self.alone = {
+            "image": ImageAdaptation(self.shared, config, objective),
+            "average": ImageAdaptation(self.shared, config, objective, Augmentation(config.augmentations)),
+        }
         self.stream = Stream(self.shared, config) if config.scope == "stream" else None
+        # Shift comes in runs: where the last call adapted, the next will probably, and keeps its first passes' graph.
+        self._adapted_last = config.gate is None
+        self._is_broken = False
         self._forget_counts()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Locks can be neither copied nor pickled, and a copy makes its own shells.
+        stream = None if self.stream is None else self.stream.state_dict()
+        return {"model": self.model, "config": self.config, "stream": stream}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.model = state["model"]
+        self._configure(state["config"])
+        if self.stream is not None:
+            self.stream.load_state_dict(state["stream"])
 
     def _forget_counts(self) -> None:
         # Of the latest batch's weights; `None` if they are gone.
@@ -119,42 +147,58 @@ class TestTimeAdapter:
             raise ValueError(f"pixel_values must be a tensor of shape (B, C, H, W), got {given}")
         if len(pixel_values) == 0:
             raise ValueError("pixel_values is an empty batch: there is nothing to adapt to")
-        dtype, wanted = pixel_values.dtype, self.model.dtype
-        if not dtype.is_floating_point or (dtype == torch.float64 and wanted != dtype):
+        if not pixel_values.dtype.is_floating_point:
             raise ValueError(
-                f"pixel_values are {dtype} but the model is {wanted}; pass them through the image processor, or with "
-                f".to({wanted}) if they have been"
+                f"pixel_values are {pixel_values.dtype} but the model is {self.model.dtype}; pass them through the "
+                f"image processor, or with .to({self.model.dtype}) if they have been"
             )
-        with self._lock, gradients_allowed():
-            if self.shell.is_stale():
+        with self._lock, unchanged_context() as run:
+            return run(self._call, pixel_values)
+
+    def _call(self, pixel_values: Tensor) -> AdaptationOutput:
+        with gradients_allowed():
+            if self._is_broken or self.shell.is_stale():
                 self._rebuild()
+            # Until the end is reached; an interrupted call may leave the shell's modules with other tensors.
+            self._is_broken = self.stream is None
             pixel_values = pixel_values.clone() if pixel_values.is_inference() else pixel_values.detach()
-            return self._adapt(pixel_values)
+            output = self._adapt(pixel_values.to(self.model.dtype))
+            self._is_broken = False
+            return output
 
     def _rebuild(self) -> None:
         if self.stream is not None and self.stream.num_steps:
             logger.warning("The model's weights were replaced, so the stream starts again from the new ones.")
         self._build()
 
-    def _adapt(self, pixel_values: Tensor) -> AdaptationOutput:
+    # Reads from top to bottom: look at the images, test for shift, adapt, answer.
+    def _adapt(self, images: Tensor) -> AdaptationOutput:
+        self._start()
+        scope = self.config.scope_of(len(images))
+        if scope in self.alone and self.config.gate is None and self.alone[scope].can_look:
+            first, logits, history = self.alone[scope].look_and_run(images)
+            usable = self._usable(images, first)
+            output = self._unadapted(first, usable, scope)
+            if usable.any():
+                self._take_over(output, usable, logits[usable], history[:, usable], scope)
+            return output
+        first = self._look(images, scope)
+        usable = self._usable(images, first)
+        chosen = self._who_adapts(first.distances.detach(), usable, scope)
+        output = self._unadapted(first, chosen, scope)
+        self._adapted_last = bool(chosen.any())
+        if self._adapted_last:
+            self._answer(output, images, first, chosen, scope)
+        return output
+
+    def _start(self) -> None:
+        """Gives the shells the weights and buffers that a call starts from."""
         if self.stream is None:
             self.shell.reset()
             self._forget_counts()
-        one_by_one = self.config.adapts_alone(len(pixel_values))
-        if one_by_one and self.config.gate is None and self.images.can_look:
-            first, logits, history = self.images.look_and_run(pixel_values)
-            usable = self._usable(pixel_values, first)
-            output = self._unadapted(first, usable, one_by_one)
-            if usable.any():
-                self._take_over(output, usable, logits[usable], history[:, usable], one_by_one)
-            return output
-        first = self._look(pixel_values, one_by_one)
-        usable = self._usable(pixel_values, first)
-        chosen = self._who_adapts(first.distances, usable, one_by_one)
-        output = self._unadapted(first, chosen, one_by_one)
-        if chosen.any():
-            self._answer(output, pixel_values, first, chosen, one_by_one)
-        return output
+        for shell in (self.shell, self.source_shell, self.shared.anchor_shell):
+            if shell is not None:
+                shell.restore_buffers()
 
     def _usable(self, pixel_values: Tensor, first: Passes) -> Tensor:
         """Which images, shape `(B,)` of bool, have finite pixels and predictions."""
@@ -169,90 +213,84 @@ class TestTimeAdapter:
         return usable
 
     @staticmethod
-    def _unadapted(first: Passes, chosen: Tensor, one_by_one: bool) -> AdaptationOutput:
+    def _unadapted(first: Passes, chosen: Tensor, scope: str) -> AdaptationOutput:
         logits = first.logits.detach()
+        alone = scope in ("image", "average")
         return AdaptationOutput(
             logits=logits.clone(),
             initial_logits=logits,
             idempotence=first.distances.detach(),
             adapted=torch.zeros_like(chosen),
-            loss_history=first.distances.new_zeros((0, len(chosen)) if one_by_one else 0),
+            averaged=torch.zeros_like(chosen),
+            loss_history=first.distances.new_zeros((0, len(chosen)) if alone else 0),
         )
 
-    def _look(self, pixel_values: Tensor, one_by_one: bool) -> Passes:
+    def _look(self, images: Tensor, scope: str) -> Passes:
         """Both passes of the unadapted model; in parts where images have nothing to do with each other."""
-        if not one_by_one:
-            with_graph = self.shared.reuses_first_passes
-            return first_passes(self.source_shell, self.shared, pixel_values, with_graph=with_graph)
-        parts = [
-            first_passes(self.source_shell, self.shared, part, with_graph=False)
-            for part in pixel_values.split(self.images.chunk_size(pixel_values))
-        ]
-        return Passes.join(parts)
+        if scope not in self.alone:
+            with_graph = self.shared.can_start_from_first and self._adapted_last
+            return self.shared.first_passes(images, with_graph)
+        parts = images.split(self.alone[scope].chunk_size(images))
+        return Passes.join([self.shared.first_passes(part, with_graph=False) for part in parts])
 
-    def _changes_answers(self, one_by_one: bool) -> bool:
-        """Whether the settings ask for anything beyond the first pass."""
-        num_steps = self.images.num_steps if one_by_one else self.config.num_steps
-        averages = one_by_one and self.config.augmentations > 1
-        return num_steps > 0 or averages or self.config.norm_statistics != "source"
-
-    def _who_adapts(self, distances: Tensor, usable: Tensor, one_by_one: bool) -> Tensor:
-        """Which images, shape `(B,)` of bool, get adapted weights."""
-        distances = distances.detach()
-        if not self._changes_answers(one_by_one):
-            return torch.zeros_like(usable)
-        if one_by_one:
-            # Averaging over augmentations changes no weights and costs clean images nothing: it needs no gate.
-            return usable & self.shift_test.are_shifted(distances) if self.images.num_steps else usable
+    def _who_adapts(self, distances: Tensor, usable: Tensor, scope: str) -> Tensor:
+        """Which images, shape `(B,)` of bool, get another answer than the first pass."""
+        config = self.config
+        nobody = torch.zeros_like(usable)
+        num_steps = self.alone[scope].num_steps if scope in self.alone else config.num_steps
+        averages = scope == "average" and config.augmentations > 1
+        if not (num_steps or averages or config.norm_statistics != "source"):
+            return nobody
+        if averages and not num_steps:
+            # Averaging changes no weights and costs clean images nothing: it needs no gate.
+            return usable
+        if scope in self.alone:
+            return usable & self.shift_test.are_shifted(distances)
         looked_at = distances[usable]
         if self.stream is not None:
             looked_at = self.stream.observe(looked_at)
         is_open = len(looked_at) > 0 and self.shift_test.is_shifted(looked_at)
-        return usable if is_open else torch.zeros_like(usable)
+        return usable if is_open else nobody
 
-    def _answer(
-        self, output: AdaptationOutput, pixel_values: Tensor, first: Passes, chosen: Tensor, one_by_one: bool
-    ) -> None:
+    def _answer(self, output: AdaptationOutput, images: Tensor, first: Passes, chosen: Tensor, scope: str) -> None:
         """Replaces the chosen images' logits in `output` by adapted ones, where those are finite."""
         if not chosen.all():
-            pixel_values = pixel_values[chosen]
-            if first.distances.requires_grad:
-                # In a graph with broken images their zero gradients, times their pixels, would make all gradients NaN.
-                first = first_passes(self.source_shell, self.shared, pixel_values, with_graph=True)
-            else:
-                first = first[chosen]
-        adaptation = self.images if one_by_one else self.stream or self.shared
-        logits, history = adaptation.run(pixel_values, first)
-        self._take_over(output, chosen, logits, history, one_by_one)
+            images = images[chosen]
+            # In a graph with broken images their zero gradients, times their pixels, would make all gradients NaN.
+            first = self.shared.first_passes(images, with_graph=True) if first.has_graph else first[chosen]
+        adaptation = self.alone.get(scope) or self.stream or self.shared
+        logits, history = adaptation.run(images, first)
+        self._take_over(output, chosen, logits, history, scope)
 
     def _take_over(
-        self, output: AdaptationOutput, chosen: Tensor, logits: Tensor | None, history: Tensor, one_by_one: bool
+        self, output: AdaptationOutput, chosen: Tensor, logits: Tensor | None, history: Tensor, scope: str
     ) -> None:
-        """Puts the chosen images' adapted logits, where they are finite, and their losses into `output`."""
+        """Puts the chosen images' new logits, where they are finite, and their losses into `output`."""
         output.loss_history = history
-        if one_by_one:
+        if scope in self.alone:
             output.loss_history = history.new_full((len(history), len(chosen)), float("nan"))
             output.loss_history[:, chosen] = history
         if logits is None:
             return
-        good = logits.isfinite().all(-1)
+        good = logits.isfinite().flatten(1).all(1)
         positions = chosen.nonzero().squeeze(1)[good]
         output.logits[positions] = logits[good].to(output.logits.dtype)
-        output.adapted[positions] = True
-        if one_by_one:
+        output.averaged[positions] = scope == "average" and self.config.augmentations > 1
+        output.adapted[positions] = len(history) > 0 or self.config.norm_statistics != "source"
+        if scope in self.alone:
             self.latest_counts = None if len(history) else self.latest_counts
         elif good.all():
             self.latest_counts = {"num_images": len(good), "num_steps": len(history)}
         if not good.all():
-            self._recover(good, one_by_one)
+            self._recover(good, scope)
 
-    def _recover(self, good: Tensor, one_by_one: bool) -> None:
+    def _recover(self, good: Tensor, scope: str) -> None:
         """Drops weights whose answers are not finite for all images, those that are `good`, and says so."""
         consequence = "they got their unadapted answer"
         if self.stream is not None:
             consequence += ", and the stream starts again from the source weights"
             self.stream.start_again()
-        elif not one_by_one:
+        elif scope not in self.alone:
             self.shell.reset()
         logger.warning(
             f"adaptation gave values that are not finite for {(~good).sum().item()} of {len(good)} images; "
@@ -273,12 +311,13 @@ class TestTimeAdapter:
         Its `config.base_model` records where it came from; it can be saved, pushed and loaded as any other.
 
         Raises:
-            ValueError: where every image had weights of its own, which are gone: for scope `"image"`, and after a
-                single image that adapted to its augmentations.
+            ValueError: where no weights are left: for scopes `"image"` and `"average"`, and after a single image that
+                adapted by itself.
         """
-        if self.config.scope == "image":
+        if self.config.scope in self.alone:
             raise ValueError(
-                "scope='image' leaves no adapted weights behind, each image had its own; use scope='stream'"
+                f"scope={self.config.scope!r} leaves no adapted weights behind, each image had its own; use "
+                "scope='stream'"
             )
         with self._lock, torch.inference_mode(False), torch.no_grad():
             if self.shell.is_stale():
@@ -286,8 +325,8 @@ class TestTimeAdapter:
             counts = self.latest_counts if self.stream is None else self.stream.counts
             if counts is None:
                 raise ValueError(
-                    "a single image adapted to its augmentations, which leaves no adapted weights behind; call with "
-                    "more images, or set augmentations=0"
+                    f"a single image adapted by itself, as single_image={self.config.single_image!r} asks for, which "
+                    "leaves no adapted weights behind; call with more images, or set single_image='batch'"
                 )
             adapted = copy.deepcopy(self.model)
             parameters = dict(adapted.named_parameters())

@@ -12,18 +12,16 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .adaptation_config_it3 import (
-    DISTANCES,
-    AdaptationConfig,
-    check_known_fields,
-    describe_callable,
-    resolve_adaptation,
-)
+from .adaptation_config_it3 import AdaptationConfig, check_known_fields, describe_callable, resolve_adaptation
 from .configuration_cnn_it3 import IT3CNNConfig
+from .distances_it3 import DISTANCES
 
 
 NEUTRAL_SIGNALS = ("none", "zeros", "uniform")
 COMBINES = ("add", "multiply")
+CLASSIFICATION = "image-classification"
+SEGMENTATION = "semantic-segmentation"
+TASKS = (CLASSIFICATION, SEGMENTATION)
 
 # Keys that `PreTrainedConfig`, `Trainer` and the Auto classes write or accept without declaring them as fields.
 _INHERITED_KEYS = {
@@ -72,11 +70,16 @@ class IT3Config(PreTrainedConfig):
             all-zero signal (paper); the embedding of equal probabilities (the authors' CIFAR notebook).
         combine (`"add"`, `"multiply"` or a callable): how features and embedded signal are joined: `f + e`;
             `f * (1 + e)`; or a callable of the two, the embedding already broadcastable to the features.
-        distance (`str` or callable): the idempotence distance D(y1, y0), see [`AdaptationConfig`].
+        distance (`str` or callable): the idempotence distance D(y1, y0), see [`AdaptationConfig`]; by default
+            `"neg_dot"`, and `"mse"` in regression, where the others are not bounded below.
         idempotence_weight (`float`): weight of the second pass's loss in training.
         adaptation ([`AdaptationConfig`] or `dict`): settings of test-time adaptation.
         reference_distance (`dict`, *optional*): mean and standard deviation of the idempotence distance of clean
             images, with the number of images and the distance's name; measured by the trainer, used by the gate.
+        task (`"image-classification"` or `"semantic-segmentation"`): what the model answers; set by its class.
+        semantic_loss_ignore_index (`int`): label of pixels that do not count, in segmentation.
+        target_mean, target_std (`list[float]`, *optional*): of the training targets, per output, in regression;
+            measured by the trainer.
         calibration_corruptions (`list[str]`, *optional*): corruptions that calibration has seen.
         embedder_class (`str`, *optional*): class of a label embedder of the caller's own; the model must be loaded
             with `embedder=` then.
@@ -115,9 +118,16 @@ class IT3Config(PreTrainedConfig):
     injection_channels: int | None = None
     neutral_signal: str = "none"
     combine: str | Callable = "add"
-    distance: str | Callable = "neg_dot"
+    if TYPE_CHECKING:
+        distance: _Resolved[str | Callable, str | Callable | None] = _Resolved()
+    else:
+        distance: str | Callable | None = None
     idempotence_weight: float = 1.0
     reference_distance: dict | None = None
+    task: str = CLASSIFICATION
+    semantic_loss_ignore_index: int = 255
+    target_mean: list | None = None
+    target_std: list | None = None
     calibration_corruptions: list | None = None
     embedder_class: str | None = None
     base_model: dict | None = None
@@ -133,8 +143,10 @@ class IT3Config(PreTrainedConfig):
         if not type(self).__module__.startswith("transformers_modules"):
             for name in ("custom_pipelines", "auto_map"):
                 vars(self).pop(name, None)
-        self._validate()
         self.sync_backbone_labels()
+        if self.distance is None:
+            self.distance = "mse" if self.problem_type == "regression" else "neg_dot"
+        self._validate()
 
     def _inherit_labels(self, kwargs: dict[str, Any]) -> None:
         backbone = self.backbone_config
@@ -171,6 +183,10 @@ class IT3Config(PreTrainedConfig):
             raise self._error("combine", f"must be one of {', '.join(map(repr, COMBINES))} or a callable")
         if not callable(self.distance) and self.distance not in DISTANCES:
             raise self._error("distance", f"must be one of {', '.join(map(repr, DISTANCES))} or a callable")
+        if self.problem_type == "regression" and not callable(self.distance) and self.distance != "mse":
+            raise self._error("distance", "must be 'mse' or a callable in regression, whose predictions are unbounded")
+        if self.task not in TASKS:
+            raise self._error("task", f"must be one of {', '.join(map(repr, TASKS))}")
         weight = self.idempotence_weight
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
             raise self._error("idempotence_weight", "must be a number >= 0")
@@ -193,6 +209,9 @@ class IT3Config(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "IT3Config":
         """As every configuration; a dict `adaptation=` among `kwargs` changes single settings of the saved ones."""
+        if config_dict.get("problem_type") == "regression" and config_dict.get("distance") == "neg_dot":
+            # As saved when it was every task's default; no regression model can adapt by it.
+            config_dict = {**config_dict, "distance": None}
         adaptation = kwargs.pop("adaptation", None)
         if isinstance(adaptation, dict):
             saved = resolve_adaptation(config_dict.get("adaptation"), "IT3Config.adaptation")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.utils.output_capturing import CompileableContextVar
 
 
@@ -16,12 +17,15 @@ class ForwardPass:
     """What one pass through the backbone injects.
 
     Args:
-        embedding (`Tensor` of shape `(B, C)`, *optional*): the embedded label signal; `None` injects nothing.
+        embedding (`Tensor` of shape `(B, C)` or `(B, C, h, w)`, *optional*): the embedded label signal, of the image
+            or of each of its places; `None` injects nothing.
+        image_size (`tuple[int, int]`): height and width of the images.
         is_signal_pass (`bool`): whether the pass uses the signal statistics of BatchNorm layers.
         injected (`bool`): set by the hook once the embedding has been used.
     """
 
     embedding: Tensor | None = None
+    image_size: tuple[int, int] = (1, 1)
     is_signal_pass: bool = False
     injected: bool = False
 
@@ -96,22 +100,23 @@ class SignalInjection:
             return None
         forward_pass.injected = True
         if isinstance(output, tuple):
-            return (self._join(output[0], forward_pass.embedding), *output[1:])
-        return self._join(output, forward_pass.embedding)
+            return (self._join(output[0], forward_pass), *output[1:])
+        return self._join(output, forward_pass)
 
-    def _join(self, features: Tensor, embedding: Tensor) -> Tensor:
+    def _join(self, features: Tensor, forward_pass: ForwardPass) -> Tensor:
         if not isinstance(features, Tensor):
             raise TypeError(
                 f"injection_layer={self.layer!r} returns {type(features).__name__}, which cannot take a label signal; "
                 f"{self.advice or 'choose a layer that returns a tensor or a tuple that starts with one'}"
             )
-        embedding = self._broadcastable(embedding.to(features.dtype), features)
+        embedding = self._broadcastable(forward_pass.embedding, features, forward_pass.image_size)
         if callable(self.combine):
             return self.combine(features, embedding)
         return features + embedding if self.combine == "add" else features * (1 + embedding)
 
-    def _broadcastable(self, embedding: Tensor, features: Tensor) -> Tensor:
-        batch, channels = embedding.shape
+    def _broadcastable(self, embedding: Any, features: Tensor, image_size: tuple[int, int]) -> Tensor:
+        embedding = embedding.to(features.dtype)
+        batch, channels = embedding.shape[:2]
         layout = feature_layout(features.shape, batch, channels, self.channels_last)
         if layout is None:
             raise ValueError(
@@ -119,6 +124,8 @@ class SignalInjection:
                 f"a label signal of {batch} images and {channels} channels; "
                 f"{self.advice or 'choose another layer or set injection_channels'}"
             )
+        if embedding.ndim == 4:
+            return place_map(embedding, features.shape, layout, image_size)
         ones = [1] * (features.ndim - 2)
         return (
             embedding.reshape(batch, *ones, channels)
@@ -141,6 +148,50 @@ def feature_layout(shape: Sequence[int], batch: int, channels: int, channels_las
     if len(fitting) == 2:
         return fitting[channels_last]
     return fitting[0] if fitting else None
+
+
+def place_map(embedding: Tensor, shape: Sequence[int], layout: str, image_size: tuple[int, int]) -> Tensor:
+    """An embedding of places `(B, C, h, w)`, resized to the grid of features of that shape and laid out as they are.
+
+    Tokens that stand for no place, as class and register tokens, get zeros; features without places get the mean.
+    """
+    if layout == "B C":
+        return embedding.mean((2, 3))
+    if layout == "B N C":
+        extra, *grid = token_grid(shape[1], image_size)
+        places = _resize(embedding, grid).flatten(2).transpose(1, 2)
+        return F.pad(places, (0, 0, extra, 0))
+    if layout == "B H W C":
+        return _resize(embedding, shape[1:3]).movedim(1, -1)
+    return _resize(embedding, shape[2:])
+
+
+def _resize(embedding: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(embedding, tuple(size), mode="bilinear", align_corners=False)
+
+
+# More tokens that stand for no place than any model of transformers puts in front.
+_MAX_EXTRA_TOKENS = 16
+
+
+def token_grid(num_tokens: int, image_size: tuple[int, int]) -> tuple[int, int, int]:
+    """How tokens lie over an image: number of tokens in front that stand for no place, rows and columns.
+
+    Raises:
+        ValueError: if no grid of the image's shape has this number of tokens.
+    """
+    height, width = image_size
+    for extra in range(min(_MAX_EXTRA_TOKENS, num_tokens - 1) + 1):
+        places = num_tokens - extra
+        rows = max(1, round((places * height / width) ** 0.5))
+        columns = places // rows
+        # A grid of patches has the shape of the image, to less than a patch.
+        if rows * columns == places and abs(rows * width - columns * height) < max(height, width):
+            return extra, rows, columns
+    raise ValueError(
+        f"{num_tokens} tokens form no grid over an image of {height} x {width} pixels; choose an injection layer "
+        "whose output has the shape (B, C, H, W)"
+    )
 
 
 # Names that models of the ecosystem give to the part that turns pixels into the first features.

@@ -1,10 +1,10 @@
-"""An image classifier that also takes a label signal, around any backbone."""
+"""Models that also take a label signal, around any backbone: what all have in common, and the image classifier."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -22,7 +22,7 @@ from .backbones_it3 import (
     take_over,
 )
 from .batchnorm_it3 import split_batch_norms
-from .configuration_it3 import IT3Config
+from .configuration_it3 import CLASSIFICATION, IT3Config
 from .hub_it3 import HubMixin
 from .injection_it3 import (
     CheckpointInSamePass,
@@ -36,12 +36,15 @@ from .injection_it3 import (
     running_pass,
     suggest_injection_layer,
 )
-from .losses_it3 import fit_labels, guess_problem_type, supervised_loss
 from .modeling_cnn_it3 import init_like_torch
-from .objective_it3 import one_hot_signal
+from .task_it3 import LabelEmbedder, Task
 
 
 logger = logging.get_logger(__name__)
+
+__all__ = ["IT3ForImageClassification", "IT3ImageClassifierOutput", "IT3PreTrainedModel", "LabelEmbedder"]
+
+_Model = TypeVar("_Model", bound="IT3PreTrainedModel")
 
 
 @dataclass
@@ -66,52 +69,34 @@ class IT3ImageClassifierOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class LabelEmbedder(nn.Sequential):
-    """Turns a label signal `(B, num_labels)` into an embedding `(B, channels)` for the injection layer.
+def not_a_label(name: str) -> Callable[[Callable], Callable]:
+    """Leaves an argument out of the signature that a method shows.
 
-    Two linear layers with LeakyReLU behind each, as torch-ttt's `IT3Engine` builds them.
-
-    Args:
-        num_labels (`int`): width of the label signal.
-        channels (`int`): channels of the injection layer.
+    `Trainer` takes every argument with "label" in its name for a label, and gives neither loss nor metrics for a batch
+    that lacks one.
     """
 
-    def __init__(self, num_labels: int, channels: int):
-        super().__init__(
-            nn.Linear(num_labels, channels), nn.LeakyReLU(), nn.Linear(channels, channels), nn.LeakyReLU()
-        )
+    def hide(method: Callable) -> Callable:
+        signature = inspect.signature(method)
+        shown = [parameter for parameter in signature.parameters.values() if parameter.name != name]
+        vars(method)["__signature__"] = signature.replace(parameters=shown)
+        return method
+
+    return hide
 
 
-class IT3ForImageClassification(HubMixin, PreTrainedModel):
-    """An idempotent image classifier: `f(x)` classifies images, `f(x, s)` classifies them given a label signal.
-
-    Trained so that `f(x) = y` and `f(x, y) = y`, it can adapt itself at test time by making its own prediction a fixed
-    point (Durasov et al., IT3: Idempotent Test-Time Training, ICML 2025).
+class IT3PreTrainedModel(HubMixin, PreTrainedModel):
+    """What idempotent models of every task have in common: a backbone, an embedder, and the passes through both.
 
     Args:
         config ([`IT3Config`]): the configuration.
-        backbone (`nn.Module`, *optional*): the classifier to wrap; by default built from `config.backbone_config`.
-            It keeps its weights and becomes part of the model; [`~IT3ForImageClassification.from_backbone`] copies it
-            and fills in the configuration.
-        embedder (`nn.Module`, *optional*): maps a label signal `(B, num_labels)` to `(B, channels)` and keeps its
-            weights; by default a new [`LabelEmbedder`].
+        backbone (`nn.Module`, *optional*): the model to wrap; by default built from `config.backbone_config`. It keeps
+            its weights and becomes part of the model; `from_backbone` copies it and fills in the configuration.
+        embedder (`nn.Module`, *optional*): maps a label signal to an embedding for the injection layer and keeps its
+            weights; by default a new one, as the task makes it.
 
     Raises:
         ValueError: if the injection layer does not exist or its channels cannot be told.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from hf_it3 import IT3Config, IT3ForImageClassification
-    >>> model = IT3ForImageClassification(IT3Config(num_labels=10)).eval()
-    >>> images = torch.rand(4, 1, 28, 28)
-    >>> model(images).logits.shape
-    torch.Size([4, 10])
-    >>> model.adapt(images, gate=None).logits.shape
-    torch.Size([4, 10])
-
-    ```
     """
 
     config_class = IT3Config
@@ -127,7 +112,17 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    # The task of the class, as in `IT3Config.task`.
+    task: str = CLASSIFICATION
+    # What `forward` returns.
+    output_class: type[ModelOutput] = IT3ImageClassifierOutput
+
     def __init__(self, config: IT3Config, backbone: nn.Module | None = None, embedder: nn.Module | None = None):
+        if config.task not in (CLASSIFICATION, self.task):
+            raise ValueError(
+                f"{type(self).__name__} is for {self.task}, but the configuration is of a model for {config.task}"
+            )
+        config.task = self.task
         super().__init__(config)
         for given in (backbone, embedder):
             if given is not None:
@@ -145,7 +140,7 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
             )
         if embedder is not None:
             config.embedder_class = f"{type(embedder).__module__}.{type(embedder).__qualname__}"
-        self.embedder = LabelEmbedder(config.num_labels, channels) if embedder is None else embedder
+        self.embedder = Task.of(config).make_embedder(channels) if embedder is None else embedder
         self.post_init()
 
     def _connect_injection_layer(self) -> int:
@@ -176,9 +171,7 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
         super()._set_gradient_checkpointing(enable, CheckpointInSamePass(gradient_checkpointing_func), every_n_layers)
 
     @classmethod
-    def from_backbone(
-        cls, backbone: Any, *, embedder: nn.Module | None = None, **kwargs: Any
-    ) -> "IT3ForImageClassification":
+    def from_backbone(cls: type[_Model], backbone: Any, *, embedder: nn.Module | None = None, **kwargs: Any) -> _Model:
         """Wraps a classifier and keeps its weights, frozen parts and modes; the caller's objects are copied, not
         changed.
 
@@ -207,7 +200,7 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
         loading = {key: kwargs.pop(key) for key in LOADING_ARGUMENTS if key in kwargs}
         module, values = take_over(backbone, kwargs, loading)
         own = None if embedder is None else copy_module(embedder)
-        model = cls(IT3Config(**values), backbone=module, embedder=own)
+        model = cls(IT3Config(**{**values, "task": cls.task}), backbone=module, embedder=own)
         first = next(module.parameters(), None)
         if first is not None:
             model.embedder.to(device=first.device, dtype=first.dtype)
@@ -216,46 +209,44 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
             model.embedder.train(module.training)
         return model
 
+    @not_a_label("label_signal")
     def forward(
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        *,
+        label_signal: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> IT3ImageClassifierOutput | tuple:
-        """Classifies a batch of images.
+    ) -> Any:
+        """Answers for a batch of images.
 
         Args:
             pixel_values (`Tensor` of shape `(B, C, H, W)`): images as the image processor returns them.
-            labels (`Tensor` of shape `(B,)`, or `(B, num_labels)` for several labels or regression, *optional*): with
-                labels alone, both passes run and the output has a loss.
-            return_dict (`bool`, *optional*): whether to return an [`IT3ImageClassifierOutput`] or a tuple.
-            kwargs: `label_signal` (`Tensor` of shape `(B, num_labels)`, *optional*), probabilities or a one-hot label
-                given to the model, so that one pass runs; others are passed to the backbone.
+            labels (`Tensor`, *optional*): of shape `(B,)`, class indices; `(B, num_labels)` for several labels or
+                regression; `(B, H, W)`, class indices, for segmentation. With labels alone, both passes run and the
+                output has a loss.
+            label_signal (`Tensor`, *optional*): probabilities, or a one-hot label, given to the model, of shape `(B,
+                num_labels)`, or `(B, num_labels, h, w)` for segmentation; one pass runs.
+            return_dict (`bool`, *optional*): whether to return an output or a tuple.
+            kwargs: passed to the backbone.
 
         Raises:
             ValueError: if labels do not fit or are out of range, the signal has the wrong shape, or the injection
                 layer did not run.
         """
-        # Not a named argument: `Trainer` takes each with "label" in its name for a label, and gives neither loss nor
-        # metrics for a batch that lacks one.
-        label_signal: Tensor | None = kwargs.pop("label_signal", None)
+        first = self._run(pixel_values, label_signal, **kwargs)  # f(x), or f(x, s) of a signal that is given
         if labels is None:
-            first = self._run(pixel_values, label_signal, **kwargs)
             return self._output(first, return_dict)
-        problem_type = self.config.problem_type or guess_problem_type(labels)
-        first = self._run(pixel_values, label_signal, **kwargs)
-        labels = fit_labels(labels, first[0], problem_type)
-        classification_loss = supervised_loss(first[0], labels, problem_type)
-        if self.config.problem_type is None:
-            self.config.problem_type = problem_type
+        task = Task.of(self.config, labels)
+        labels = task.fit_labels(labels, first[0])
+        classification_loss = task.loss(first[0], labels)
+        if self.config.problem_type is None and self.config.task == CLASSIFICATION:
+            self.config.problem_type = task.name  # type: ignore[assignment]
             self.config.sync_backbone_labels()
         if label_signal is not None:
             return self._output(first, return_dict, loss=classification_loss)
-        signal = one_hot_signal(labels, self.config.num_labels, problem_type, first[0].dtype)
-        second = self._run(pixel_values, signal, **kwargs)
-        idempotence_loss = supervised_loss(second[0], labels, problem_type)
+        second = self._run(pixel_values, task.signal(labels, first[0]), **kwargs)  # f(x, y)
+        idempotence_loss = task.loss(second[0], labels)
         return self._output(
             first,
             return_dict,
@@ -273,7 +264,8 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
         for name in ("output_attentions", "output_hidden_states"):
             if getattr(self.config, name):
                 kwargs.setdefault(name, True)
-        forward_pass = ForwardPass(is_signal_pass=label_signal is not None)
+        size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        forward_pass = ForwardPass(image_size=size, is_signal_pass=label_signal is not None)
         if signal is not None:
             forward_pass.embedding = self._embed(signal, len(pixel_values))
         with running_pass(forward_pass):
@@ -291,18 +283,14 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
         if self.config.neutral_signal == "none":
             return None
         value = 0.0 if self.config.neutral_signal == "zeros" else 1.0 / self.config.num_labels
-        return torch.full((len(pixel_values), self.config.num_labels), value, device=pixel_values.device)
+        return Task.of(self.config).uniform_signal(len(pixel_values), value, pixel_values.device)
 
     def _embed(self, signal: Tensor, batch_size: int) -> Tensor:
-        expected = (batch_size, self.config.num_labels)
-        if tuple(signal.shape) != expected:
-            raise ValueError(f"label_signal must have shape {expected}, got {tuple(signal.shape)}")
+        Task.of(self.config).check_signal(signal, batch_size)
         parameters = list(self.embedder.parameters())  # torch 2.8 compiles no next() with a default
         return self.embedder(signal.to(parameters[0].dtype) if parameters else signal)
 
-    def _output(
-        self, first: tuple[Tensor, Any], return_dict: bool | None, **fields: Any
-    ) -> IT3ImageClassifierOutput | tuple:
+    def _output(self, first: tuple[Tensor, Any], return_dict: bool | None, **fields: Any) -> Any:
         logits, backbone_output = first
         values = {
             "loss": None,
@@ -312,7 +300,7 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
             "attentions": getattr(backbone_output, "attentions", None),
         }
         if self.config.return_dict if return_dict is None else return_dict:
-            return IT3ImageClassifierOutput(**values)
+            return self.output_class(**values)
         return tuple(value for value in values.values() if value is not None)
 
     def adapt(self, pixel_values: Tensor, **overrides: Any) -> AdaptationOutput:
@@ -331,3 +319,36 @@ class IT3ForImageClassification(HubMixin, PreTrainedModel):
                 "scope='stream' keeps weights between calls; create one TestTimeAdapter(model) and call it"
             )
         return adapter(pixel_values)
+
+
+class IT3ForImageClassification(IT3PreTrainedModel):
+    """An idempotent image classifier: `f(x)` classifies images, `f(x, s)` classifies them given a label signal.
+
+    Trained so that `f(x) = y` and `f(x, y) = y`, it can adapt itself at test time by making its own prediction a fixed
+    point (Durasov et al., IT3: Idempotent Test-Time Training, ICML 2025).
+
+    Args:
+        config ([`IT3Config`]): the configuration.
+        backbone (`nn.Module`, *optional*): the classifier to wrap; by default built from `config.backbone_config`.
+            It keeps its weights and becomes part of the model; [`~IT3ForImageClassification.from_backbone`] copies it
+            and fills in the configuration.
+        embedder (`nn.Module`, *optional*): maps a label signal `(B, num_labels)` to `(B, channels)` and keeps its
+            weights; by default a new [`LabelEmbedder`].
+
+    Raises:
+        ValueError: if the injection layer does not exist or its channels cannot be told.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_it3 import IT3Config, IT3ForImageClassification
+    >>> model = IT3ForImageClassification(IT3Config(num_labels=10)).eval()
+    >>> images = torch.rand(4, 1, 28, 28)
+    >>> model(images).logits.shape
+    torch.Size([4, 10])
+    >>> model.adapt(images, gate=None).logits.shape
+    torch.Size([4, 10])
+
+    ```
+    """

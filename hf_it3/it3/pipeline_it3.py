@@ -141,7 +141,7 @@ class IT3Pipeline(ImageClassificationPipeline):
             forward["adapt"] = adapt
         if overrides:
             # Also checks the names and values, before any image is read.
-            self.model.config.adaptation.replace(**overrides)
+            self.model.config.adaptation.replace(**overrides).check_named(overrides)
             forward["overrides"] = {**getattr(self, "_forward_params", {}).get("overrides", {}), **overrides}
         additions = {
             "return_idempotence": return_idempotence,

@@ -1,9 +1,10 @@
 """A copy of a model that shares its tensors, where some parameters may change without touching the model."""
 
+import contextvars
 import copy
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -37,7 +38,8 @@ def select_parameters(model: nn.Module, choice: str) -> dict[str, nn.Parameter]:
     """The parameters that adaptation may change, by name.
 
     Args:
-        model (`nn.Module`): the model; parameters of its `embedder` are never selected.
+        model (`nn.Module`): the model; neither parameters of its `embedder` nor those that do not require gradients
+            are ever selected.
         choice (`str`): `"all"`, `"norm"`, `"bias"`, or a regular expression searched in the names.
 
     Raises:
@@ -46,8 +48,13 @@ def select_parameters(model: nn.Module, choice: str) -> dict[str, nn.Parameter]:
     candidates = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if not name.startswith("embedder.") and parameter.is_floating_point()
+        if not name.startswith("embedder.") and parameter.is_floating_point() and parameter.requires_grad
     }
+    if not candidates:
+        raise ValueError(
+            f"no parameter of {type(model).__name__} beside its embedder requires gradients, and adaptation leaves "
+            "frozen ones as they are; call requires_grad_(True) on what may adapt"
+        )
     if choice == "all":
         return candidates
     if choice == "norm":
@@ -65,9 +72,25 @@ def select_parameters(model: nn.Module, choice: str) -> dict[str, nn.Parameter]:
     return selected
 
 
+def laid_out_as(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient in the type and memory layout of its parameter, copied where it is in another.
+
+    Optimizers may rely on it: on a CPU torch's fused Adam reads gradients without regard to strides, and
+    `torch.autograd.grad` and `vmap` hand out transposed and expanded ones.
+    """
+    if gradient.dtype == parameter.dtype and gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
 def _alias(tensor: Tensor) -> Tensor:
     # Autograd refuses inference tensors and their aliases, so those have to be copied.
     return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def _versions(*tensors: Tensor) -> tuple[int, ...]:
+    """Numbers that change when tensors are written to; inference tensors, which nobody can write to, have none."""
+    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 
 class _Fingerprint:
@@ -94,7 +117,8 @@ class _Fingerprint:
 
 
 class ModelShell:
-    """A model's modules once more, around the same tensors except for the selected parameters, which are copies.
+    """A model's modules once more, around the same tensors except for the selected parameters, and for the buffers,
+    which some backbones write to in eval mode, too: these are copies.
 
     Building one costs little memory, and whatever happens to it, the model stays bit-identical. Half-precision
     parameters are kept in single precision beside the shell, since small steps would be rounded away.
@@ -116,6 +140,8 @@ class ModelShell:
             self.names = list(selected)
             self.source: list[Tensor] = list(selected.values())
             self.module = self._copy_around(model, {id(parameter) for parameter in self.source})
+            buffers = zip(self.module.buffers(), model.buffers(), strict=True)
+            self._buffers = [(own, given, _versions(own, given)) for own, given in buffers]
             parameters = dict(self.module.named_parameters())
             self.parameters: list[Tensor] = [parameters[name] for name in self.names]
             self.masters: list[Tensor] = [
@@ -134,7 +160,7 @@ class ModelShell:
             else:
                 memo[id(parameter)] = nn.Parameter(_alias(parameter), requires_grad=False)
         for buffer in model.buffers():
-            memo[id(buffer)] = _alias(buffer)
+            memo[id(buffer)] = buffer.detach().clone()
         if hasattr(model, "config"):
             memo[id(model.config)] = model.config
         return copy.deepcopy(model, memo).eval()
@@ -155,8 +181,17 @@ class ModelShell:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Gives the selected parameters the model's present values."""
+        """Gives the selected parameters, and buffers that were written to, the model's present values."""
         self.load(self.source)
+        self.restore_buffers()
+
+    @torch.no_grad()
+    def restore_buffers(self) -> None:
+        """Gives buffers that were written to, here or in the model, the model's present values."""
+        for index, (own, given, versions) in enumerate(self._buffers):
+            if _versions(own, given) != versions:
+                own.copy_(given)
+                self._buffers[index] = (own, given, _versions(own, given))
 
     @torch.no_grad()
     def load(self, values: list[Tensor]) -> None:
@@ -168,7 +203,7 @@ class ModelShell:
     def set_gradients(self, gradients: tuple[Tensor | None, ...]) -> None:
         """Stores gradients for the optimizer, which works on `masters`."""
         for master, gradient in zip(self.masters, gradients, strict=True):
-            master.grad = None if gradient is None else gradient.to(master.dtype)
+            master.grad = None if gradient is None else laid_out_as(gradient, master)
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -193,6 +228,30 @@ def gradients_allowed() -> Iterator[None]:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
+        torch.set_autocast_cache_enabled(caches)
+
+
+@contextmanager
+def unchanged_context() -> Iterator[Callable]:
+    """Leaves grad mode, inference mode, autocast's cache, `torch.func`'s stack and context variables as they were.
+
+    Those who set them for a while put them back themselves, but an interrupt may come between two of their lines.
+
+    Yields:
+        A function that calls another one in a copy of the current context.
+    """
+    functorch = torch._C._functorch
+    depth = functorch.get_dynamic_layer_stack_depth()
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    caches = torch.is_autocast_cache_enabled()
+    try:
+        yield contextvars.copy_context().run
+    finally:
+        if functorch.get_dynamic_layer_stack_depth() > depth:
+            functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        if torch.is_inference_mode_enabled() != inference:
+            torch._C._InferenceMode(inference).__enter__()
+        torch.set_grad_enabled(grad)
         torch.set_autocast_cache_enabled(caches)
 
 

@@ -1,9 +1,9 @@
 """Optimizer steps on the objective, for images that share adapted weights."""
 
-import contextlib
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from .adaptation_config_it3 import AdaptationConfig
 from .batchnorm_it3 import norm_statistics
-from .objective_it3 import IdempotenceDistance, largest_class_share, negative_diversity, predict
+from .objective_it3 import Objective, move_average
+from .optimizers_it3 import forget_history, make_optimizer
 from .shell_it3 import ModelShell
 
 
 @dataclass
 class Passes:
-    """Both predictions for a batch, `(B, num_labels)` each, the logits of the first and their distances `(B,)`."""
+    """Both predictions for a batch, `(B, num_labels, ...)` each, logits of the first and their distances `(B,)`."""
 
     logits: Tensor
     y0: Tensor
@@ -36,53 +37,15 @@ class Passes:
     def __getitem__(self, chosen: Tensor | slice) -> "Passes":
         return Passes(self.logits[chosen], self.y0[chosen], self.y1[chosen], self.distances[chosen])
 
-
-def first_passes(shell: ModelShell, owner: "SharedAdaptation", pixel_values: Tensor, with_graph: bool) -> Passes:
-    """Both passes of the unadapted model, with its training statistics; with autograd's graph if asked for."""
-    with torch.set_grad_enabled(with_graph):
-        logits = shell(pixel_values)
-        y0 = predict(logits, owner.problem_type)
-    with torch.set_grad_enabled(with_graph and owner.config.effective_anchor == "self"):
-        y1 = predict(shell(pixel_values, y0), owner.problem_type)
-    with torch.set_grad_enabled(with_graph):
-        return Passes(logits, y0, y1, owner.distance(y1, y0))
+    @property
+    def has_graph(self) -> bool:
+        """Whether a step can start from these passes."""
+        return self.distances.requires_grad
 
 
-def make_optimizer(config: AdaptationConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer that the settings name, or that their callable returns.
-
-    Raises:
-        TypeError: if the callable returns something else than a torch optimizer.
-    """
-    if config.optimizer == "adam":
-        # The fused kernel is the fastest where it exists; it wants real floating point tensors of one kind.
-        fused = all(parameter.dtype in (torch.float32, torch.float64) for parameter in parameters)
-        return torch.optim.Adam(parameters, lr=config.learning_rate, fused=fused)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.learning_rate)
-    build: Any = config.optimizer  # the settings let no other names pass
-    optimizer = build(parameters)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            "the optimizer callable takes the parameters and must return a torch.optim.Optimizer, got "
-            f"{type(optimizer).__name__}"
-        )
-    return optimizer
-
-
-@torch.no_grad()
-def forget_history(optimizer: torch.optim.Optimizer) -> None:
-    """Makes an optimizer that was named in the settings as good as new, in the memory that it already has."""
-    history = [entry for state in optimizer.state.values() for entry in state.values() if isinstance(entry, Tensor)]
-    if history:
-        torch._foreach_zero_(history)
-
-
-def test_statistics(config: AdaptationConfig) -> contextlib.AbstractContextManager:
+def test_statistics(config: AdaptationConfig) -> AbstractContextManager:
     """The BatchNorm statistics that the settings ask for."""
-    if config.norm_statistics == "source":
-        return contextlib.nullcontext()
-    return norm_statistics(config.norm_statistics, config.prior_count)
+    return norm_statistics(config.norm_statistics, config.prior_count or 0)
 
 
 class SharedAdaptation:
@@ -91,42 +54,56 @@ class SharedAdaptation:
     Args:
         shell ([`ModelShell`]): whose parameters change.
         source_shell ([`ModelShell`]): the unadapted model; may be `shell` itself where that starts out unadapted.
-        config ([`AdaptationConfig`]): the settings.
-        distance ([`IdempotenceDistance`]): D(y1, y0).
-        problem_type (`str`, *optional*): of the model.
+        config ([`AdaptationConfig`]): the settings, nothing left open.
+        objective ([`Objective`]): what the steps minimise.
     """
 
-    def __init__(
-        self,
-        shell: ModelShell,
-        source_shell: ModelShell,
-        config: AdaptationConfig,
-        distance: IdempotenceDistance,
-        problem_type: str | None,
-    ):
+    def __init__(self, shell: ModelShell, source_shell: ModelShell, config: AdaptationConfig, objective: Objective):
         self.shell = shell
         self.source_shell = source_shell
         self.config = config
-        self.distance = distance
-        self.problem_type = problem_type
-        self.anchor_shell = ModelShell(shell.model, config.parameters) if config.effective_anchor == "ema" else None
+        self.objective = objective
+        self.task = objective.task
+        self.anchor_shell = ModelShell(shell.model, config.parameters) if config.anchor == "ema" else None
         self._optimizer: torch.optim.Optimizer | None = None
 
     @property
-    def reuses_first_passes(self) -> bool:
-        """Whether the first step can start from the passes that the gate looked at."""
-        config = self.config
-        return self.shell is self.source_shell and config.norm_statistics == "source" and config.num_steps > 0
+    def sees_as_first(self) -> bool:
+        """Whether steps see images with the statistics of the first passes, those of training."""
+        return self.config.norm_statistics == "source"
 
-    def run(self, pixel_values: Tensor, first: Passes) -> tuple[Tensor, Tensor]:
+    @property
+    def can_start_from_first(self) -> bool:
+        """Whether the first step can start from the first passes, if those have a graph."""
+        return self.sees_as_first and self.shell is self.source_shell and self.config.num_steps != 0
+
+    def first_passes(self, images: Tensor, with_graph: bool) -> Passes:
+        """Both passes of the unadapted model, with its training statistics; with autograd's graph if asked for."""
+        with torch.set_grad_enabled(with_graph):
+            logits = self.source_shell(images)
+            y0 = self.task.predict(logits)  # y0 = f(x)
+        with torch.set_grad_enabled(with_graph and self.config.anchor == "self"):
+            y1 = self.task.predict(self.source_shell(images, y0))  # y1 = f(x, y0)
+        with torch.set_grad_enabled(with_graph):
+            return Passes(logits, y0, y1, self.objective.distance(y1, y0))
+
+    def run(
+        self, images: Tensor, first: Passes | None, num_steps: int | None = None, may_diversify: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Adapts from the source weights.
 
+        Args:
+            images (`Tensor` of shape `(B, C, H, W)`).
+            first ([`Passes`], *optional*): of the unadapted model.
+            num_steps (`int`, *optional*): by default that of the settings.
+            may_diversify (`bool`): whether the images are of several classes, for all that is known.
+
         Returns:
-            Adapted logits `(B, num_labels)`, NaN if the objective was not finite, and the loss history `(steps,)`.
+            Adapted logits `(B, num_labels, ...)`, NaN if the objective was not finite, and the losses `(steps,)`.
         """
         if self.anchor_shell is not None:
             self.anchor_shell.reset()
-        return self.continue_from(pixel_values, first, self.fresh_optimizer())
+        return self.continue_from(images, first, self.fresh_optimizer(), num_steps, may_diversify)
 
     def restored_optimizer(self, state: dict[str, Any]) -> torch.optim.Optimizer:
         """An optimizer that goes on from a saved state; the one in use stays as it is.
@@ -134,7 +111,7 @@ class SharedAdaptation:
         Raises:
             ValueError: if the state is not one of an optimizer of these parameters.
         """
-        optimizer = make_optimizer(self.config, self.shell.masters)
+        optimizer = self._new_optimizer()
         problem = "the saved state of the optimizer does not fit the parameters"
         try:
             # Copied, because the optimizer goes on to change in place what it is given.
@@ -149,59 +126,69 @@ class SharedAdaptation:
         self._optimizer = optimizer
         return optimizer
 
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.config.optimizer, self.config.learning_rate or 0.0, self.shell.masters)
+
     def fresh_optimizer(self) -> torch.optim.Optimizer:
         """An optimizer without history; named ones are built once and emptied."""
         if self._optimizer is None or callable(self.config.optimizer):
-            self._optimizer = make_optimizer(self.config, self.shell.masters)
+            self._optimizer = self._new_optimizer()
         forget_history(self._optimizer)
         return self._optimizer
 
     def continue_from(
-        self, pixel_values: Tensor, first: Passes, optimizer: torch.optim.Optimizer
+        self,
+        images: Tensor,
+        first: Passes | None,
+        optimizer: torch.optim.Optimizer,
+        num_steps: int | None = None,
+        may_diversify: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Adapts from whatever weights the shell has; see `run`."""
         losses: list[float] = []
-        passes = first if self.reuses_first_passes else None
-        frozen_y1 = first.y1 if self.config.norm_statistics == "source" else None
-        with_diversity = self._wants_diversity(first.y0.detach())
+        # The frozen anchor answers the same in every step, so it is asked once.
+        frozen_y1 = first.y1.detach() if first is not None and self.sees_as_first else None
+        with_diversity = False
         with test_statistics(self.config):
-            for _ in range(self.config.num_steps):
-                if passes is None:
-                    y0 = predict(self.shell(pixel_values), self.problem_type)
-                    y1, frozen_y1 = self._second_prediction(pixel_values, y0, frozen_y1)
+            for step in range((self.config.num_steps or 0) if num_steps is None else num_steps):
+                if step == 0 and first is not None and first.has_graph and self.can_start_from_first:
+                    y0, y1 = first.y0, first.y1
                 else:
-                    y0, y1, passes = passes.y0, passes.y1, None
-                loss = self._objective(y0, y1, with_diversity)
+                    y0 = self.task.predict(self.shell(images))
+                    if frozen_y1 is None and self.config.anchor == "frozen":
+                        frozen_y1 = self._frozen_prediction(images, y0)
+                    y1 = self._second_prediction(images, y0, frozen_y1)
+                if step == 0:
+                    with_diversity = may_diversify and self._wants_diversity(y0.detach())
+                loss, _ = self.objective(y1, y0, with_diversity)
                 losses.append(loss.item())
                 if not (math.isfinite(losses[-1]) and self._step(loss, optimizer)):
-                    return torch.full_like(first.logits.detach(), float("nan")), first.distances.new_tensor(losses)
+                    return torch.full_like(y0.detach(), float("nan")), images.new_tensor(losses, dtype=y0.dtype)
             with torch.no_grad():
-                logits = self.shell(pixel_values)
-        return logits, first.distances.new_tensor(losses)
+                logits = self.shell(images)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return logits, images.new_tensor(losses, dtype=dtype)
 
     def _wants_diversity(self, y0: Tensor) -> bool:
         config = self.config
-        return config.diversity_weight > 0 and len(y0) > 1 and largest_class_share(y0) <= config.max_class_share
+        several = len(y0) > 1 or y0.ndim > 2
+        return config.diversity_weight > 0 and several and self.task.largest_share(y0) <= config.max_class_share
 
-    def _second_prediction(
-        self, pixel_values: Tensor, y0: Tensor, frozen_y1: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        if self.config.effective_anchor == "self":
-            return predict(self.shell(pixel_values, y0), self.problem_type), None
+    def _second_prediction(self, images: Tensor, y0: Tensor, frozen_y1: Tensor | None) -> Tensor:
+        """y1 = f(x, y0) of whoever is the anchor."""
+        if frozen_y1 is not None and self.config.anchor == "frozen":
+            return frozen_y1
+        if self.anchor_shell is None:
+            return self.task.predict(self.shell(images, y0))
         with torch.no_grad():
-            if self.anchor_shell is not None:
-                return predict(self.anchor_shell(pixel_values, y0), self.problem_type), None
-            if frozen_y1 is None:
-                # With other statistics than the gate's, the source model has to look again, once.
-                source_y0 = predict(self.source_shell(pixel_values), self.problem_type)
-                frozen_y1 = predict(self.source_shell(pixel_values, source_y0), self.problem_type)
-            return frozen_y1, frozen_y1
+            return self.task.predict(self.anchor_shell(images, y0))
 
-    def _objective(self, y0: Tensor, y1: Tensor, with_diversity: bool) -> Tensor:
-        loss = self.distance(y1, y0).mean()
-        if with_diversity:
-            loss = loss + self.config.diversity_weight * negative_diversity(y0, self.problem_type)
-        return loss
+    @torch.no_grad()
+    def _frozen_prediction(self, images: Tensor, y0: Tensor) -> Tensor:
+        """y1 of the unadapted model, with the statistics of the steps."""
+        is_source = self.source_shell is self.shell  # the first step is yet to be taken
+        source_y0 = y0.detach() if is_source else self.task.predict(self.source_shell(images))
+        return self.task.predict(self.source_shell(images, source_y0))
 
     def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> bool:
         """One optimizer step; without effect, and False, if a gradient that has to be looked at is not finite."""
@@ -218,10 +205,6 @@ class SharedAdaptation:
         optimizer.step()
         self.shell.after_step()
         if self.anchor_shell is not None:
-            self._move(self.anchor_shell)
+            move_average(self.anchor_shell.masters, self.shell.masters, self.config.ema_decay)
+            self.anchor_shell.after_step()
         return True
-
-    @torch.no_grad()
-    def _move(self, anchor: ModelShell) -> None:
-        torch._foreach_lerp_(anchor.masters, self.shell.masters, 1 - self.config.ema_decay)
-        anchor.after_step()

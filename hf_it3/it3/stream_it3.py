@@ -10,14 +10,12 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .adaptation_config_it3 import AdaptationConfig
-from .objective_it3 import largest_class_share, predict
 from .steps_it3 import Passes, SharedAdaptation
+from .task_it3 import Task
 
 
 logger = logging.get_logger(__name__)
 
-# A stream has collapsed if one class's share grew by more than this over the unadapted predictions' largest share.
-_COLLAPSE_MARGIN = 0.25
 # A loss is running away if it lies this many running standard deviations above its running mean.
 _RUNAWAY_DEVIATIONS = 6.0
 _RUNNING_DECAY = 0.95
@@ -29,35 +27,27 @@ _GUARD_STATE = {"predicted", "mean", "square", "count"}
 
 
 class CollapseGuard:
-    """Watches the share of the most frequent predicted class and the loss of a stream.
+    """Watches how far a stream's predictions drift from the unadapted ones, and its loss.
 
     Args:
-        window (`int`): how many of the latest images the shares are taken over.
+        task ([`Task`]): says what drift is: into one class, to another rate of labels, away from the values.
+        window (`int`): number of latest images that are watched.
     """
 
-    def __init__(self, window: int):
-        self.predicted: deque[Tensor] = deque()
+    def __init__(self, task: Task, window: int):
+        self.task = task
+        self.predicted: deque[Tensor] = deque(maxlen=window)
         self.window = window
         self.mean, self.square, self.count = 0.0, 0.0, 0
 
     def verdict(self, adapted: Tensor, unadapted: Tensor, loss: float | None) -> str | None:
-        """Takes note of a batch's predictions `(B, num_labels)` and loss; the reason if the stream has collapsed."""
-        self.predicted.extend(torch.stack([adapted.argmax(-1), unadapted.argmax(-1)], -1).cpu())
-        while len(self.predicted) > self.window:
-            self.predicted.popleft()
-        if reason := self._class_verdict(adapted.shape[-1]):
-            return reason
+        """Takes note of a batch's predictions `(B, num_labels, ...)` and loss; the reason if the stream went wrong."""
+        self.predicted.extend(torch.stack([self.task.watched(adapted), self.task.watched(unadapted)], 1).cpu())
+        if len(self.predicted) >= min(_MIN_IMAGES, self.window):
+            watched = torch.stack(list(self.predicted))
+            if reason := self.task.drift(watched[:, 0], watched[:, 1]):
+                return reason
         return None if loss is None else self._loss_verdict(loss)
-
-    def _class_verdict(self, num_labels: int) -> str | None:
-        if len(self.predicted) < min(_MIN_IMAGES, self.window) or num_labels < 2:
-            return None
-        classes = torch.stack(list(self.predicted))
-        one_hot = torch.nn.functional.one_hot(classes, num_labels)
-        adapted, unadapted = (largest_class_share(one_hot[:, side]) for side in (0, 1))
-        if adapted > unadapted + _COLLAPSE_MARGIN:
-            return f"{adapted:.0%} of the adapted predictions are one class, against {unadapted:.0%} unadapted"
-        return None
 
     def _loss_verdict(self, loss: float) -> str | None:
         if self.count >= _MIN_LOSSES:
@@ -77,7 +67,7 @@ class CollapseGuard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        self.predicted = deque(torch.tensor(pair) for pair in state["predicted"])
+        self.predicted = deque((torch.tensor(pair) for pair in state["predicted"]), maxlen=self.window)
         self.mean, self.square, self.count = state["mean"], state["square"], state["count"]
 
 
@@ -100,7 +90,7 @@ class Stream:
         if self.shared.anchor_shell is not None:
             self.shared.anchor_shell.reset()
         self.optimizer = self.shared.fresh_optimizer()
-        self.guard = CollapseGuard(self.config.gate_window)
+        self.guard = CollapseGuard(self.shared.task, self.config.gate_window)
         self.distances: deque[float] = deque(maxlen=self.config.gate_window)
         self.num_images = 0
         self.num_steps = 0
@@ -128,9 +118,8 @@ class Stream:
         self.num_images += len(pixel_values)
         self.num_steps += len(history)
         if self.config.collapse_guard and logits.isfinite().all():
-            problem_type = self.shared.problem_type
             loss = history[0].item() if len(history) else None
-            reason = self.guard.verdict(predict(logits, problem_type), first.y0.detach(), loss)
+            reason = self.guard.verdict(self.shared.task.predict(logits), first.y0.detach(), loss)
             if reason is not None:
                 logger.warning(f"The stream collapsed: {reason}. It starts again from the source weights.")
                 self.start_again()
@@ -156,7 +145,7 @@ class Stream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned, after checking that it fits; nothing changes if it does not."""
         self._check(state)
-        guard = CollapseGuard(self.config.gate_window)
+        guard = CollapseGuard(self.shared.task, self.config.gate_window)
         guard.load_state_dict(state["guard"])
         self.optimizer = self.shared.restored_optimizer(state["optimizer"])
         self.guard = guard
@@ -179,9 +168,7 @@ class Stream:
         ours, theirs = self.config.to_dict(), state["settings"]
         for name in ("optimizer", "learning_rate", "parameters", "anchor"):
             saved = theirs.get(name)
-            # Without an anchor in the settings there is one nevertheless.
-            fits = self._anchor_of(saved) == self.config.effective_anchor if name == "anchor" else saved == ours[name]
-            if not fits:
+            if saved != ours[name]:
                 raise ValueError(f"the stream was saved with {name}={saved!r}, this adapter has {name}={ours[name]!r}")
         shell, anchor = self.shared.shell, self.shared.anchor_shell
         expected = _shapes(dict(zip(shell.names, shell.masters, strict=True)))
@@ -189,9 +176,6 @@ class Stream:
             raise ValueError("the stream was saved with other parameters than this model's; load the same base model")
         if not math.isclose(state["source"], _checksum(shell.source), rel_tol=1e-9):
             raise ValueError("the stream was saved with other base weights than this model's; load its base model")
-
-    def _anchor_of(self, anchor: str | None) -> str:
-        return self.config.replace(anchor=anchor).effective_anchor
 
 
 def _shapes(values: dict[str, Tensor] | None) -> dict[str, tuple[int, ...]]:
@@ -204,4 +188,4 @@ def _copies(names: list[str], values: list[Tensor]) -> dict[str, Tensor]:
 
 def _checksum(values: list[Tensor]) -> float:
     """A number that tells one model's weights from another's."""
-    return sum(value.detach().double().abs().sum().item() for value in values)
+    return sum(value.detach().cpu().double().abs().sum().item() for value in values)

@@ -13,9 +13,9 @@ from transformers.utils import logging
 
 from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, first_rows
 from ..it3.adaptation_it3 import TestTimeAdapter
-from ..it3.gate_it3 import idempotence_distances
 from ..it3.interface_it3 import IdempotentModel, idempotent_model
 from ..it3.shell_it3 import frozen_modes
+from ..it3.shift_test_it3 import idempotence_distances
 from ..utils import load_room
 from .trainer_defaults import check_optimizer, name_classes, prepare_model, with_defaults, with_our_arguments
 from .trainer_hub import TrainerHubMixin

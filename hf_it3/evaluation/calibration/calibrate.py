@@ -8,6 +8,7 @@ from torch import nn
 
 from ...it3.adaptation_config_it3 import SCOPES, AdaptationConfig
 from ...it3.adaptation_it3 import TestTimeAdapter
+from ...it3.backbone_defaults_it3 import resolve_defaults
 from ...it3.interface_it3 import IdempotentModel
 from ...it3.shell_it3 import frozen_modes
 from ..images import ImageSource, Normalization
@@ -100,7 +101,7 @@ def calibrate(
     loaded = load_model(model, image_processor)
     inner = loaded.model
     conditions = calibration_conditions(inner, corruptions, severity)
-    own = _own_settings(inner.config.adaptation, scope, batch_size)
+    own = resolve_defaults(_own_settings(inner.config.adaptation, scope, batch_size), inner)
     _check_numbers(num_samples, max_clean_loss)
     columns = {"image_column": image_column, "label_column": label_column}
     source = ImageSource(dataset, loaded.image_processor, inner.config, **columns, num_samples=num_samples)

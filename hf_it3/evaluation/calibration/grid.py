@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...it3.adaptation_config_it3 import AdaptationConfig
+from ...it3.backbone_defaults_it3 import resolve_defaults
 from ...it3.shell_it3 import select_parameters
 
 
@@ -22,7 +23,7 @@ FEW_PARAMETERS_RATE = 3.0
 _START = "start"
 # What the grid chooses. Everything else stays as the model's own settings have it.
 _CHOSEN_FIELDS = ("num_steps", "learning_rate", "parameters", "norm_statistics", "gate")
-_CHOSEN_FOR_IMAGES = ("augmentations", "augmentation_steps")
+_CHOSEN_FOR_IMAGES = ("scope", "augmentations", "augmentation_steps")
 _CHOSEN_FOR_GROUPS = ("diversity_weight",)
 
 
@@ -36,12 +37,13 @@ class Stage:
 
 def do_nothing(settings: AdaptationConfig) -> AdaptationConfig:
     """The same settings without any adaptation: the first pass answers."""
-    return settings.replace(num_steps=0, augmentations=0, norm_statistics="source")
+    scope = "batch" if settings.scope == "average" else settings.scope
+    return settings.replace(scope=scope, num_steps=0, single_image="batch", norm_statistics="source")
 
 
 def adapts_image_by_image(settings: AdaptationConfig) -> bool:
-    """Whether every image is on its own: in scope `"image"`, and in batches of one."""
-    return settings.scope == "image" or (settings.scope == "batch" and settings.batch_size == 1)
+    """Whether every image is on its own: in scopes `"image"` and `"average"`, and in batches of one."""
+    return settings.scope_of(settings.batch_size) in ("image", "average")
 
 
 def make_stages(model: nn.Module, own: AdaptationConfig) -> list[Stage]:
@@ -56,32 +58,33 @@ def make_stages(model: nn.Module, own: AdaptationConfig) -> list[Stage]:
         model: the model.
         own: its own settings, which the search starts from.
     """
+    own = resolve_defaults(own, model)
     has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     statistics = [Stage("statistics", _statistics)] if has_batch_norm else []
     parameters = [Stage("parameters", lambda best: list(_parameters(model, best))), Stage("gate", _gates)]
-    start = Stage(_START, lambda best: [own, _with_defaults(own)])
+    start = Stage(_START, lambda best: [own, _with_defaults(own, model)])
     if adapts_image_by_image(own):
         augmentations = Stage("augmentations", _augmentations)
         return [start, augmentations, Stage("steps x rate", _image_steps), *statistics, *parameters]
     return [start, *statistics, Stage("steps x rate", _steps), Stage("diversity", _diversity), *parameters]
 
 
-def _with_defaults(own: AdaptationConfig) -> AdaptationConfig:
-    defaults = AdaptationConfig()
+def _with_defaults(own: AdaptationConfig, model: nn.Module) -> AdaptationConfig:
+    defaults = resolve_defaults(AdaptationConfig(), model)
     fields = _CHOSEN_FIELDS + (_CHOSEN_FOR_IMAGES if adapts_image_by_image(own) else _CHOSEN_FOR_GROUPS)
     return own.replace(**{name: getattr(defaults, name) for name in fields})
 
 
 def _steps_of(settings: AdaptationConfig) -> int:
     """Optimizer steps that images take with these settings."""
-    if adapts_image_by_image(settings) and settings.augmentations and settings.augmentation_steps is not None:
-        return settings.augmentation_steps
-    return settings.num_steps
+    averages = settings.scope_of(settings.batch_size) == "average"
+    return settings.augmentation_steps if averages else settings.num_steps or 0
 
 
 def _statistics(best: AdaptationConfig) -> list[AdaptationConfig]:
     if adapts_image_by_image(best):
-        return [best.replace(norm_statistics="mixed")]  # one image's own are those of nothing else
+        # One image's own statistics are those of nothing else.
+        return [best.replace(norm_statistics=name) for name in ("mixed", "source")]
     choices = [best.replace(norm_statistics=name) for name in ("mixed", "batch")]
     return [*choices, *(choice.replace(num_steps=0) for choice in choices)]
 
@@ -99,15 +102,14 @@ def _diversity(best: AdaptationConfig) -> list[AdaptationConfig]:
 
 
 def _augmentations(best: AdaptationConfig) -> list[AdaptationConfig]:
-    return [best.replace(augmentations=count, augmentation_steps=0) for count in AUGMENTATIONS]
+    return [best.replace(scope="average", augmentations=count, augmentation_steps=0) for count in AUGMENTATIONS]
 
 
 def _image_steps(best: AdaptationConfig) -> list[AdaptationConfig]:
-    augmented = best if best.augmentations else best.replace(augmentations=AdaptationConfig().augmentations)
-    pairs = IMAGE_STEPS
+    averaged, alone = best.replace(scope="average"), best.replace(scope="image", augmentation_steps=0)
     return [
-        *(augmented.replace(augmentation_steps=steps, learning_rate=rate) for steps, rate in pairs),
-        *(best.replace(augmentations=0, num_steps=steps, learning_rate=rate) for steps, rate in pairs),
+        *(averaged.replace(augmentation_steps=steps, learning_rate=rate) for steps, rate in IMAGE_STEPS),
+        *(alone.replace(num_steps=steps, learning_rate=rate) for steps, rate in IMAGE_STEPS),
     ]
 
 
@@ -121,10 +123,10 @@ def _parameters(model: nn.Module, best: AdaptationConfig) -> Iterator[Adaptation
             continue  # the model has none
         few = choice != "all" and best.parameters == "all"
         for factor in (1.0, FEW_PARAMETERS_RATE) if few else (1.0,):
-            yield best.replace(parameters=choice, learning_rate=best.learning_rate * factor)
+            yield best.replace(parameters=choice, learning_rate=(best.learning_rate or 0.0) * factor)
 
 
 def _gates(best: AdaptationConfig) -> list[AdaptationConfig]:
-    if best.adapts_alone(best.batch_size) and not _steps_of(best):
+    if adapts_image_by_image(best) and not _steps_of(best):
         return []  # averaging over augmentations is not gated
     return [best.replace(gate=gate) for gate in GATES]

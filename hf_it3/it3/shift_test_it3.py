@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .interface_it3 import IdempotentModel
-from .objective_it3 import IdempotenceDistance, predict
+from .objective_it3 import IdempotenceDistance
+from .task_it3 import Task
 
 
 logger = logging.get_logger(__name__)
@@ -19,7 +20,7 @@ class ShiftTest:
     """One-sided test of the mean idempotence distance of images against that of clean ones.
 
     Args:
-        gate (`float`, *optional*): critical value in standard errors; `None` always sees a shift.
+        gate (`float`, *optional*): critical value in standard errors; `None` always sees a shift, infinity never.
         mean, std (`float`, *optional*): of the distance of clean images; without them a shift is always seen.
     """
 
@@ -32,6 +33,8 @@ class ShiftTest:
         """The test for a model's `reference_distance`, which has to be one of the same distance."""
         if gate is None:
             return cls(None)
+        if gate == math.inf:
+            return cls(gate, 0.0, 0.0)
         if reference is None:
             logger.warning_once(
                 "The model has no reference_distance, so adaptation is not gated: train it with IT3Trainer or "
@@ -49,7 +52,8 @@ class ShiftTest:
     def is_shifted(self, distances: Tensor) -> bool:
         """Whether images with these distances, shape `(N,)`, are shifted as a group."""
         limit = self.limit(len(distances))
-        return limit is None or distances.double().mean().item() > limit
+        # On the CPU, because not every device has double precision.
+        return limit is None or distances.cpu().double().mean().item() > limit
 
     def are_shifted(self, distances: Tensor) -> Tensor:
         """For each image alone, shape `(N,)` of bool, whether it is shifted."""
@@ -60,13 +64,15 @@ class ShiftTest:
         """The mean distance of so many images above which they are shifted; `None` where they always are."""
         if self.gate is None or self.mean is None or self.std is None:
             return None
+        if self.gate == math.inf:
+            return math.inf
         return self.mean + self.gate * (self.std / math.sqrt(num_images))
 
 
 @torch.no_grad()
 def idempotence_distances(model: IdempotentModel, pixel_values: Tensor) -> Tensor:
     """D(y1, y0) of each image, shape `(B,)`, for images `(B, C, H, W)` and a model in eval mode."""
-    problem_type = model.config.problem_type
-    y0 = predict(model(pixel_values, return_dict=True).logits, problem_type)
-    y1 = predict(model(pixel_values, label_signal=y0, return_dict=True).logits, problem_type)
-    return IdempotenceDistance(model.config.distance, problem_type)(y1, y0)
+    task = Task.of(model.config)
+    y0 = task.predict(model(pixel_values, return_dict=True).logits)
+    y1 = task.predict(model(pixel_values, label_signal=y0, return_dict=True).logits)
+    return IdempotenceDistance(model.config.distance, task)(y1, y0)
