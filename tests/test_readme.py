@@ -1,6 +1,7 @@
 """The README does what it says: its Python runs, its commands exist."""
 
 import re
+import shutil
 from pathlib import Path
 
 import hub_fixtures
@@ -15,14 +16,21 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_python_block_runs(hub, hub_client, tmp_path, monkeypatch):
+def test_every_python_block_runs_in_order(hub, hub_client, trained_directory, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained_directory, "runs/demo")  # the model that the first command makes
     namespace: dict[str, object] = {}
-    first, *others = blocks(README, "python")
-    for block in [*others, first]:  # the first screen uses the model that the last block pushes
+    for block in blocks(README, "python"):
         exec(compile(block, "README.md", "exec"), namespace)
     assert len(namespace["answers"]) == 64
     assert {"label", "score", "idempotence"} <= set(namespace["answers"][0][0])
+
+
+def test_words_are_explained_before_they_are_used():
+    before, _, after = README.partition("## Words\n")
+    words = re.findall(r"^\| ([a-z ]+) \|", after.partition("\n## ")[0], flags=re.MULTILINE)
+    assert {"label signal", "gate", "anchor"} <= set(words)
+    assert not [word for word in words[1:] if re.search(rf"\b{word}\b", before)]
 
 
 def test_make_targets_exist():
