@@ -48,7 +48,7 @@ def classify_share(rank: int, options: argparse.Namespace) -> tuple[Path, int]:
     with path.open("w", encoding="utf-8") as lines:
         for rows in dataset.iter(batch_size=options.batch_size):
             files = [row["path"] for row in rows["image"]]
-            for file, (best,) in zip(files, classifier(files, batch_size=options.batch_size), strict=True):
+            for file, (best,) in zip(files, classifier(files, adaptation_batch_size=options.batch_size), strict=True):
                 lines.write(json.dumps({"file": str(Path(file).relative_to(options.images)), **best}) + "\n")
                 count += 1
     return path, count

@@ -149,7 +149,7 @@ print(f"the first test image is a {test_labels[0]}; the pipeline says {first[0][
 
 def classify_pictures(images: torch.Tensor, adapt: bool) -> torch.Tensor:
     """The classes of pictures `(N, 1, H, W)`."""
-    answers = classifier(list(images.numpy()), batch_size=len(images), top_k=1, adapt=adapt)
+    answers = classifier(list(images.numpy()), adaptation_batch_size=len(images), top_k=1, adapt=adapt)
     return torch.tensor([names.index(answer[0]["label"]) for answer in answers])
 
 

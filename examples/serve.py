@@ -89,7 +89,7 @@ class Worker:
     def _answer(self, jobs: list[Job], count: int) -> None:
         images = [image for job in jobs for image in job.images]
         try:
-            answers = iter(self.classifier(images, batch_size=count, return_idempotence=True))
+            answers = iter(self.classifier(images, adaptation_batch_size=count, return_idempotence=True))
             for job in jobs:
                 job.done.set_result(([next(answers) for _ in job.images], count))
         except Exception as error:  # whatever it is, those who wait must hear of it, and the worker goes on

@@ -212,7 +212,7 @@ class PipelineAnswers:
 
     def __call__(self, images: Sequence[np.ndarray], adapt: bool) -> Tensor:
         """The class of each image, `(N,)`."""
-        answers = self.classifier(list(images), batch_size=len(images), top_k=1, adapt=adapt)
+        answers = self.classifier(list(images), adaptation_batch_size=len(images), top_k=1, adapt=adapt)
         label2id = self.classifier.model.config.label2id
         return torch.tensor([label2id[answer[0]["label"]] for answer in answers])
 

@@ -75,7 +75,7 @@ def test_concurrent_requests_each_get_their_own_answers(service, digits):
 def test_requests_that_wait_together_adapt_together(serve):
     gate, batches = threading.Event(), []
 
-    def classifier(images, batch_size, return_idempotence):
+    def classifier(images, adaptation_batch_size, return_idempotence):
         gate.wait(30)
         batches.append(len(images))
         return [[{"label": image}] for image in images]

@@ -204,14 +204,14 @@ class TestInputs:
 class TestBatches:
     @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
     @pytest.mark.parametrize("as_generator", [False, True])
-    def test_images_adapt_in_batches_of_the_given_size(self, classifier, pictures, pixels, batch_size, as_generator):
+    def test_images_adapt_in_groups_of_the_given_size(self, classifier, pictures, pixels, batch_size, as_generator):
         inputs = (picture for picture in pictures) if as_generator else pictures
         expected = [
             scores
             for part in pixels.split(batch_size)
             for scores in expected_scores(classifier.model, part, gate=None)
         ]
-        assert_scores(classifier(inputs, batch_size=batch_size, gate=None), expected)
+        assert_scores(classifier(inputs, adaptation_batch_size=batch_size, gate=None), expected)
 
     def test_the_default_size_is_the_models_own(self, trained_directory, pictures, pixels):
         classifier = pipeline(TASK, model=trained_directory)
@@ -222,11 +222,20 @@ class TestBatches:
         assert_scores(classifier(pictures, gate=None), expected)
 
     def test_the_size_can_be_given_with_the_pipeline(self, trained_directory, pictures, pixels):
-        classifier = pipeline(TASK, model=trained_directory, batch_size=2, gate=None)
+        classifier = pipeline(TASK, model=trained_directory, adaptation_batch_size=2, gate=None)
         expected = [
             scores for part in pixels.split(2) for scores in expected_scores(classifier.model, part, gate=None)
         ]
         assert_scores(classifier(pictures), expected)
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 100])
+    @pytest.mark.parametrize("settings", [{}, {"scope": "stream"}, {"scope": "image"}, {"adapt": False}])
+    def test_batch_size_changes_no_answer(self, trained_directory, pictures, batch_size, settings):
+        settings = settings if "adapt" in settings else {"gate": None, **settings}
+        one, other, third = (pipeline(TASK, model=trained_directory) for _ in range(3))
+        expected = [{entry["label"]: entry["score"] for entry in entries} for entries in one(pictures, **settings)]
+        assert_scores(other(pictures, batch_size=batch_size, **settings), expected)
+        assert_scores(third((picture for picture in pictures), batch_size=batch_size, **settings), expected)
 
     def test_a_list_of_one_image_is_answered_with_a_list(self, classifier, pictures):
         assert classifier(pictures[:1], gate=None) == [classifier(pictures[0], gate=None)]
@@ -304,6 +313,7 @@ class TestSettings:
         ("override", "message"),
         [
             ({"num_step": 3}, "no field 'num_step'.*did you mean 'num_steps'"),
+            ({"adaptation_batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
             ({"num_steps": -3}, "num_steps must be an integer >= 0 or None, got -3"),
             ({"scope": "all"}, "scope must be one of .* got 'all'"),
         ],
@@ -447,7 +457,7 @@ class TestBadInput:
             assert "\n" not in str(error.value)
 
     def test_in_a_generator_the_images_before_it_are_answered(self, classifier, pictures):
-        results = iter(classifier((image for image in [*pictures[:4], "missing.png"]), batch_size=2))
+        results = iter(classifier((image for image in [*pictures[:4], "missing.png"]), adaptation_batch_size=2))
         assert len([next(results) for _ in range(4)]) == 4
         with pytest.raises(ValueError, match=r"^image 4 \('missing.png'\) cannot be classified"):
             next(results)

@@ -83,7 +83,7 @@ def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | No
     start = time.perf_counter()
     entries = classifier(
         arrays,
-        batch_size=len(arrays),
+        adaptation_batch_size=len(arrays),
         top_k=classifier.model.config.num_labels,
         return_idempotence=True,
         return_unadapted=True,

@@ -51,7 +51,9 @@ def run(arguments: argparse.Namespace) -> None:
     reading = in_reading_order(list(range(len(files))), arguments.order, arguments.seed)
     for start in tqdm(range(0, len(files), batch_size), "Classifying", unit="batch", file=sys.stderr):
         batch = reading[start : start + batch_size]
-        classified = classifier([str(files[position]) for position in batch], batch_size=batch_size, **settings)
+        classified = classifier(
+            [str(files[position]) for position in batch], adaptation_batch_size=batch_size, **settings
+        )
         for position, classes in zip(batch, classified, strict=True):
             answers[position] = classes
     if output is None:

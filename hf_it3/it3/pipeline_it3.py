@@ -1,6 +1,5 @@
 """Image classification with test-time adaptation in every call."""
 
-import inspect
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ from .remote_code_it3 import is_remote_code
 from .shell_it3 import ModelShell
 
 
-_OVERRIDES = tuple(inspect.signature(AdaptationConfig).parameters)
 # Adapters that a pipeline keeps, of streams and of others; each holds a copy of the parameters that it may change.
 _MAX_ADAPTERS = 4
 _OWN_STATE = ("_adapters", "_adapters_lock", "_shell")
@@ -53,17 +51,19 @@ class _NumberedDataset(Dataset):
 class IT3Pipeline(ImageClassificationPipeline):
     """Classifies images with a model that adapts itself to them, without labels.
 
-    Takes what the stock image classification pipeline takes, and adapts by default: the images of one call, in batches
-    of `batch_size`, share adapted weights (or not, as the model's settings say). The model itself is never changed,
-    and answers as in eval mode whatever mode it is in.
+    Takes what the stock image classification pipeline takes, and adapts by default: the images of one call, in groups
+    of `adaptation_batch_size`, share adapted weights (or not, as the model's settings say). The model itself is never
+    changed, and answers as in eval mode whatever mode it is in.
 
     Streams live on from call to call, one for each setting of scope `"stream"`; of more than four, those that were
     used least recently are dropped and start again. A copy of a pipeline has streams of its own.
 
     Args:
         adapt (`bool`, defaults to `True`): whether to adapt; without, the plain model answers.
-        batch_size (`int`, *optional*): images that adapt together; by default `model.config.adaptation.batch_size` for
-            lists and data sets.
+        adaptation_batch_size (`int`, *optional*): images that adapt together; by default
+            `model.config.adaptation.batch_size`. Answers of a generator come when so many images have been read.
+        batch_size (`int`, *optional*): images that are computed at once where none adapt together, with `adapt=False`
+            for example. It is for speed alone, and changes no answer beyond rounding.
         return_idempotence (`bool`, defaults to `False`): add to every class the `idempotence` distance of its image
             and whether that was `adapted`; not with `adapt=False`, which never measures it.
         return_unadapted (`bool`, defaults to `False`): add to every class its `unadapted_score`.
@@ -133,6 +133,7 @@ class IT3Pipeline(ImageClassificationPipeline):
         return_loss_history: bool | None = None,
         **overrides: Any,
     ) -> tuple[dict, dict, dict]:
+        overrides = _as_fields(overrides)
         preprocess, _, postprocess = super()._sanitize_parameters(None, function_to_apply, timeout)
         if top_k is not _NOT_GIVEN:
             postprocess["top_k"] = top_k
@@ -177,14 +178,25 @@ class IT3Pipeline(ImageClassificationPipeline):
             raise ValueError("the pipeline needs images: a path, URL, PIL image, array, or a list or data set of them")
         inputs, is_many = self._number(inputs)
         if is_many and kwargs.get("batch_size") is None and self._batch_size is None:
-            kwargs["batch_size"] = self._adaptation_config(kwargs).batch_size
+            kwargs["batch_size"] = self.model.config.adaptation.batch_size
         return super().__call__(inputs, **kwargs)
 
-    def _adaptation_config(self, overrides: dict[str, Any]) -> AdaptationConfig:
-        """The model's settings with those of the pipeline and of the call on top."""
-        ours = {**self._forward_params.get("overrides", {})}
-        ours.update({name: value for name, value in overrides.items() if name in _OVERRIDES and name != "batch_size"})
-        return self.model.config.adaptation.replace(**ours)
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Any:
+        """The iterator of `Pipeline`, whose batches are the images that adapt together, whatever `batch_size` is."""
+        config = self.model.config.adaptation.replace(**forward_params.get("overrides", {}))
+        if forward_params.get("adapt", True) and config.scope in ("batch", "stream"):
+            batch_size = config.batch_size
+        return super().get_iterator(
+            inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params
+        )
 
     @staticmethod
     def _number(inputs: Any) -> tuple[Any, bool]:
@@ -294,7 +306,7 @@ class IT3Pipeline(ImageClassificationPipeline):
 
     def adapter(self, **overrides: Any) -> TestTimeAdapter:
         """The adapter behind the calls of this pipeline, to `reset()` a stream or take its `adapted_model()`."""
-        return self._adapter({**self._forward_params.get("overrides", {}), **overrides})
+        return self._adapter({**self._forward_params.get("overrides", {}), **_as_fields(overrides)})
 
     def postprocess(  # type: ignore[override]
         self,
@@ -337,6 +349,14 @@ class IT3Pipeline(ImageClassificationPipeline):
             by_label.setdefault(self.model.config.id2label[index], []).append(index)
         # The entries are sorted by score, and scores rise with logits.
         return [by_label[entry["label"]].pop(0) for entry in classes]
+
+
+def _as_fields(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Overrides of a call by the names of the fields: `batch_size` has a meaning of its own in a call."""
+    overrides = dict(overrides)
+    if (size := overrides.pop("adaptation_batch_size", None)) is not None:
+        overrides["batch_size"] = size
+    return overrides
 
 
 def _image_of(item: Any) -> Any:
