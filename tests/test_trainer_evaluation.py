@@ -105,15 +105,19 @@ class TestEvaluation:
         assert metrics["eval_adapted_accuracy"] == pytest.approx(adapted)
         assert np.isfinite(metrics["eval_loss"])
 
-    def test_images_adapt_by_evaluation_batches(self, model, arguments, shifted_rows, shifted_images, labels):
-        model.config.adaptation = model.config.adaptation.replace(gate=None)
-        args = arguments(eval_adapted=True, per_device_eval_batch_size=10)
+    @pytest.mark.parametrize("batch_size", [1, 10, 64])
+    def test_as_many_images_adapt_together_as_the_models_settings_say_whatever_the_batch_size(
+        self, model, arguments, shifted_rows, shifted_images, labels, batch_size
+    ):
+        model.config.adaptation = model.config.adaptation.replace(gate=None, batch_size=10)
+        args = arguments(eval_adapted=True, per_device_eval_batch_size=batch_size)
         metrics = IT3Trainer(model, args, eval_dataset=shifted_rows).evaluate(metric_key_prefix="shifted")
         adapter = TestTimeAdapter(model)
         logits = torch.cat([adapter(images).logits for images in shifted_images.split(10)])
         assert metrics["shifted_adapted_accuracy"] == pytest.approx(
             (logits.argmax(-1) == labels).float().mean().item()
         )
+        assert args.per_device_eval_batch_size == batch_size
 
     def test_without_it_there_are_none(self, model, arguments, shifted_rows):
         metrics = IT3Trainer(model, arguments(), eval_dataset=shifted_rows).evaluate()
@@ -190,6 +194,7 @@ class TestEvaluation:
         assert "early stopping is disabled" not in caplog.text
 
     def test_either_loop_has_a_progress_bar_of_its_own(self, model, arguments, shifted_rows, capsys):
-        args = arguments(eval_adapted=True, disable_tqdm=False)
+        model.config.adaptation = model.config.adaptation.replace(batch_size=32)
+        args = arguments(eval_adapted=True, disable_tqdm=False, per_device_eval_batch_size=32)
         IT3Trainer(model, args, eval_dataset=shifted_rows).evaluate()
         assert capsys.readouterr().err.count("2/2") >= 2

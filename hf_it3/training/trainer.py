@@ -161,7 +161,8 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
         """Evaluates as `Trainer.evaluate` does; with `eval_adapted`, once more with test-time adaptation.
 
         The adapted metrics are named `{prefix}_adapted_{metric}`; callbacks and the log get them together with the
-        others, and the runtime is that of both. Images adapt together by evaluation batches.
+        others, and the runtime is that of both. `config.adaptation.batch_size` says how many images adapt together, on
+        each device; the evaluation batch size is for speed alone.
         """
         self._evaluates_adapted = self.args.eval_adapted
         try:
@@ -188,7 +189,11 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
         self._adapter = TestTimeAdapter(idempotent_model(self.model))
         try:
             adapted = loop(
-                dataloader, f"{description} with adaptation", False, ignore_keys, f"{metric_key_prefix}_adapted"
+                self._adaptation_batches(dataloader),
+                f"{description} with adaptation",
+                False,
+                ignore_keys,
+                f"{metric_key_prefix}_adapted",
             )
         finally:
             self._adapter = None
@@ -198,6 +203,15 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
             if not name.endswith("model_preparation_time")
         }
         return output._replace(metrics={**(output.metrics or {}), **metrics})
+
+    def _adaptation_batches(self, dataloader: DataLoader) -> DataLoader:
+        """The same images in batches of those that adapt together, on each device."""
+        size = self.args.per_device_eval_batch_size
+        self.args.per_device_eval_batch_size = idempotent_model(self.model).config.adaptation.batch_size
+        try:
+            return self.get_eval_dataloader(dataloader.dataset)
+        finally:
+            self.args.per_device_eval_batch_size = size
 
     def _metrics_of_task(self, prediction: EvalPrediction) -> dict[str, float]:
         """The default metrics, for the task that the model has by then: labels may have told it."""
