@@ -9,6 +9,7 @@ from .evaluation.corruptions import (
     get_corruption,
     list_corruptions,
     list_suites,
+    missing_corruptions,
     register,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "get_corruption",
     "list_corruptions",
     "list_suites",
+    "missing_corruptions",
     "register",
 ]

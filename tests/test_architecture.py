@@ -146,7 +146,7 @@ def test_nothing_imports_torchvision_or_torch_ttt(module):
     assert imported.isdisjoint({"torchvision", "torch_ttt", "einops"})
 
 
-OPTIONAL = {"sklearn", "matplotlib", "kornia", "scipy", "timm", "gradio"}
+OPTIONAL = {"sklearn", "matplotlib", "imagecorruptions", "timm", "gradio"}
 
 
 @pytest.mark.parametrize("module", MODULES)

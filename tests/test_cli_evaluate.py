@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import signal
-import sys
 
 import pytest
 from PIL import Image
@@ -110,15 +109,14 @@ def test_it_says_how_much_it_will_do_before_it_starts(command, capsys):
 
 def test_by_default_it_ends_within_minutes(trained_directory):
     options = build_parser("evaluate").parse_args(["evaluate", trained_directory, "--dataset", "digits"])
-    assert (options.num_samples, options.severities, options.methods) == (500, "3", "none,statistics,batch")
+    assert (options.num_samples, options.severities, options.methods) == (500, "one", "none,statistics,batch")
     everything = build_parser("evaluate").parse_args(["evaluate", "model", "--dataset", "digits", "--num_samples=all"])
     assert everything.num_samples is None
 
 
 def test_a_missing_extra_is_told_before_any_image_is_corrupted(command, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "kornia", None)
-    monkeypatch.setitem(sys.modules, "kornia.filters", None)
-    options = ["--corruptions", "mnist-c/fog,mnist-c/canny_edges"]
+    monkeypatch.setattr("hf_it3.evaluation.corruptions.frost._paths", lambda: [])
+    options = ["--corruptions", "mnist-c/fog,imagenet-c/frost"]
     monkeypatch.setattr(Runner, "run", lambda *arguments: pytest.fail("something was evaluated"))
     assert main([*command, *options]) == 2
     assert "pip install" in capsys.readouterr().err

@@ -9,8 +9,9 @@ from PIL import Image
 from transformers import EfficientNetImageProcessor
 
 from hf_it3 import AdaptationConfig, TestTimeAdapter
-from hf_it3.corruptions import corrupt
+from hf_it3.corruptions import corrupt, list_corruptions, missing_corruptions
 from hf_it3.evaluation import evaluate_robustness, model_index_entries, parse_corruptions, parse_severities
+from hf_it3.evaluation.conditions import is_benchmark, left_out_corruptions, make_conditions
 from hf_it3.evaluation.images import ImageSource, Normalization, PixelCollator
 from hf_it3.evaluation.runner import Runner
 
@@ -345,6 +346,58 @@ def test_corruptions_that_calibration_has_seen_can_be_left_out(evaluate, model):
 def test_all_corruptions_are_those_that_suit_the_channels():
     assert set(parse_corruptions("all", 1)) == set(parse_corruptions("mnist-c", 3))
     assert set(parse_corruptions("all", 3)) == set(parse_corruptions("imagenet-c", 1))
-    assert len(parse_corruptions("all", 1)) == len(parse_corruptions("all", 3)) == 15
+    # Without the photographs that an extra installs, ImageNet-C lacks frost, and says so.
+    assert len(parse_corruptions("all", 1)) == 15
+    assert len(parse_corruptions("all", 3)) + len(left_out_corruptions("all", 3)) == 15
     assert parse_corruptions("none", 1) == []
     assert parse_severities("1-3,5") == (1, 2, 3, 5)
+    assert parse_severities("published") == "published"
+
+
+def test_a_benchmark_is_evaluated_at_its_published_severities(evaluate):
+    def severities(**options):
+        corruptions = "mnist-c/shot_noise,mnist-c/stripe,imagenet-c/contrast,digits-shift/blur"
+        results = evaluate(corruptions=corruptions, methods="none", num_samples=4, **options)
+        return [condition.severity for condition in results.conditions[1:]]
+
+    assert severities() == [5, None, 1, 2, 3, 4, 5, None]
+    assert severities(severities="one") == [5, None, 3, None]
+    assert severities(severities="2,4") == [2, 4, None, 2, 4, None]
+
+
+@pytest.fixture
+def without_photographs(monkeypatch):
+    monkeypatch.setattr("hf_it3.evaluation.corruptions.frost._paths", lambda: [])
+
+
+@pytest.mark.usefixtures("without_photographs")
+def test_what_a_suite_lacks_is_said_and_there_is_no_mean_corruption_error(evaluate, random_model, tmp_path):
+    options = {
+        "corruptions": "imagenet-c",
+        "exclude": ["imagenet-c/glass_blur", "imagenet-c/shot_noise"],
+        "severities": 1,
+    }
+    options.update(methods="none", num_samples=8)
+    reference = evaluate(models=random_model, **options)
+    results = evaluate(**options, reference=reference, output_dir=tmp_path, plots=False)
+    assert list(results.left_out) == ["imagenet-c/frost"]
+    assert not {"mean_corruption_error", "relative_mean_corruption_error"} & set(results.overall["none"])
+    assert "imagenet-c/frost: left out: " in results.table()
+    assert "no mCE, which would need imagenet-c/frost" in results.table()
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert "hf-it3[frost]" in saved["left_out"]["imagenet-c/frost"]
+    options["exclude"] = [*options["exclude"], "imagenet-c/frost"]
+    assert "mean_corruption_error" in evaluate(**options).overall["none"]
+    with pytest.raises(ImportError, match=r"hf-it3\[frost\]"):
+        evaluate(corruptions="imagenet-c/frost", methods="none")
+
+
+def test_only_all_of_imagenet_c_makes_an_mce(evaluate, random_model):
+    names = [*list_corruptions("imagenet-c"), *missing_corruptions("imagenet-c")]
+    everything = make_conditions(names, "published")
+    assert is_benchmark(everything)
+    assert not is_benchmark(everything[:-1])
+    assert not is_benchmark([*everything, *make_conditions(["mnist-c/shear"], "published")])
+    assert not is_benchmark(make_conditions(names, [1, 2, 3, 4]))
+    some = evaluate(methods="none", reference=evaluate(models=random_model, methods="none"))
+    assert "mean error over these corruptions, not the mCE," in some.table()

@@ -114,7 +114,15 @@ class TestContents:
 
     def test_results_of_an_evaluation_are_taken_as_they_are(self, model):
         results = SimpleNamespace(model_index_entries=lambda: RESULTS)
-        assert "| clean | 96.7 |" in build_model_card(model, model_id="a/b", results=results).text
+        card = build_model_card(model, model_id="a/b", results=results).text
+        assert "| clean | 96.7 |" in card
+        assert "Left out" not in card
+
+    def test_corruptions_that_could_not_be_computed_are_named(self, model):
+        results = SimpleNamespace(model_index_entries=lambda: RESULTS, left_out={"imagenet-c/frost": "no pictures"})
+        card = build_model_card(model, model_id="a/b", results=results).text
+        assert "\n\nLeft out, because they could not be computed: imagenet-c/frost." in card
+        assert "is not the mean\ncorruption error" in card
 
     @pytest.mark.parametrize("value", [96.7, -0.1, "0.9"])
     def test_an_accuracy_that_is_no_fraction_is_refused(self, model, value):

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints names and severities, or writes the picture."""
     from ..evaluation.conditions import split_names
-    from ..evaluation.corruptions import get_corruption, list_corruptions, list_suites
+    from ..evaluation.corruptions import get_corruption, list_corruptions, list_suites, missing_corruptions
 
     suites = split_names(arguments.suites) or list_suites()
     if arguments.output is not None:
@@ -38,10 +38,12 @@ def run(arguments: argparse.Namespace) -> None:
         for name in list_corruptions(suite):
             severities = get_corruption(name).severities
             print(f"{name} (severities {severities[0]} to {severities[-1]})" if severities else name)
+        for name, reason in missing_corruptions(suite).items():
+            print(f"{name}: missing: {reason}")
 
 
 def draw_suites(suites: list[str], seed: int = 0) -> Image.Image:
-    """A picture of suites side by side: ImageNet-C on photographs, all others on digits.
+    """A picture of suites side by side: ImageNet-C and the graded suite on photographs, all others on digits.
 
     Raises:
         ValueError: for an unknown suite.
@@ -52,7 +54,7 @@ def draw_suites(suites: list[str], seed: int = 0) -> Image.Image:
     graded: list[Image.Image] = []
     others: list[Image.Image] = []
     for suite in suites:
-        images = photographs() if suite == "imagenet-c" else digits()
+        images = photographs() if suite in ("imagenet-c", "graded") else digits()
         buffer = io.BytesIO()
         corruption_gallery(images, suite, seed=seed).savefig(buffer, format="png", dpi=100)
         has_severities = any(get_corruption(name).severities for name in list_corruptions(suite))

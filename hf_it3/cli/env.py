@@ -16,7 +16,7 @@ PACKAGES = (
     "numpy",
     "pillow",
     "scikit-learn",
-    "kornia",
+    "imagecorruptions",
     "timm",
     "gradio",
 )

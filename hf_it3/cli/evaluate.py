@@ -15,7 +15,14 @@ from .options import add_shared
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options named as the arguments of [`~hf_it3.evaluation.evaluate_robustness`]."""
     parser.add_argument("models", nargs="+", metavar="MODEL", help="Hub names or paths; several give their mean")
-    add_shared(parser, "revision", dataset={"required": True})
+    add_shared(
+        parser,
+        "revision",
+        dataset={
+            "required": True,
+            "help": "Hub name or path, 'digits' (bundled), or published files: CIFAR-10-C, ...",
+        },
+    )
     add_shared(parser, config_name={"help": "configuration of the data set; several, comma-separated, are compared"})
     add_shared(
         parser,
@@ -37,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude", metavar="NAMES", help="leave these out; calibrated: those that the settings were chosen on"
     )
-    parser.add_argument("--severities", default="3", help="1-5, or 1,3,5 (default: 3)")
+    parser.add_argument(
+        "--severities",
+        default="one",
+        help="1-5, or 1,3,5, or published: all of the benchmark (default: one, that of MNIST-C, else 3)",
+    )
     parser.add_argument(
         "--methods",
         metavar="NAMES",

@@ -7,11 +7,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .corruptions import SEVERITIES, corrupt, get_corruption, list_corruptions, list_suites
+from .corruptions import (
+    SEVERITIES,
+    corrupt,
+    get_corruption,
+    list_corruptions,
+    list_suites,
+    missing_corruptions,
+)
+from .corruptions.registry import DEFAULT_SEVERITY, default_severity
+from .published import PublishedImages
 
 
 CLEAN = "clean"
+# Severities of a benchmark: all that it was published at, or one (of MNIST-C the only one, else 3).
+PUBLISHED, ONE = "published", "one"
+Severities = tuple[int, ...] | str
 # Small grey images have a suite of their own.
+_UNCORRUPTED = (None, "digits-shift/clean", "mnist-c/identity")
 _SUITE_BY_CHANNELS = {1: "mnist-c", 3: "imagenet-c"}
 
 
@@ -23,11 +36,13 @@ class Condition:
         corruption: qualified name (`"mnist-c/fog"`), or `None` for images as they are.
         severity: 1 to 5, or `None` where the corruption has no severities.
         subset: name of the data set among several, or `None` where there is one only.
+        is_published: whether the images are corrupted already, see [`~hf_it3.evaluation.published.find_published`].
     """
 
     corruption: str | None = None
     severity: int | None = None
     subset: str | None = None
+    is_published: bool = False
 
     @property
     def name(self) -> str:
@@ -47,23 +62,30 @@ class Condition:
     @property
     def is_clean(self) -> bool:
         """Whether the images are as in training, as far as the names tell."""
-        return self.corruption in (None, "digits-shift/clean") and self.subset in (None, CLEAN)
+        return self.corruption in _UNCORRUPTED and self.subset in (None, CLEAN)
+
+    @property
+    def source(self) -> str | None:
+        """The name of the data set that the images are read from."""
+        return self.name if self.is_published else self.subset
 
     def apply(self, pixels: Tensor, seed: int, indices: Sequence[int]) -> Tensor:
         """Corrupts images `(B, C, H, W)` in [0, 1] that have these positions in the data set."""
-        if self.corruption is None:
+        if self.corruption is None or self.is_published:
             return pixels
         with torch.no_grad():
             return corrupt(pixels, self.corruption, self.severity or 1, seed, indices)
 
 
-def parse_severities(severities: str | int | Iterable[int]) -> tuple[int, ...]:
-    """Severities from `"1-5"`, `"1,3,5"`, a number or a list, rising.
+def parse_severities(severities: str | int | Iterable[int]) -> Severities:
+    """Severities from `"1-5"`, `"1,3,5"`, a number or a list, rising; `"published"` and `"one"` stay as they are.
 
     Raises:
         ValueError: unless all are from 1 to 5.
     """
     given = severities
+    if isinstance(severities, str) and severities in (PUBLISHED, ONE):
+        return severities
     if not isinstance(severities, Iterable):
         severities = [severities]
     if isinstance(severities, str):
@@ -71,7 +93,7 @@ def parse_severities(severities: str | int | Iterable[int]) -> tuple[int, ...]:
         severities = []
         for part in parts:
             if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", part)):
-                raise ValueError(f"severities={given!r} is not understood; write 1-5, or 1,3,5")
+                raise ValueError(f"severities={given!r} is not understood; write 1-5, or 1,3,5, published, or one")
             first, last = int(match[1]), int(match[2] or match[1])
             severities.extend(range(first, last + 1))
     chosen = set(severities)
@@ -89,7 +111,7 @@ def split_names(names: str | Iterable[str] | None) -> list[str]:
 
 
 def parse_corruptions(corruptions: str | Iterable[str] | None, num_channels: int) -> list[str]:
-    """Qualified names of corruptions.
+    """Qualified names of corruptions; of suites those that can be computed, see `left_out_corruptions`.
 
     Args:
         corruptions: `"all"` (MNIST-C for models of grey images, ImageNet-C for colour), `"none"`, names of suites or
@@ -101,33 +123,39 @@ def parse_corruptions(corruptions: str | Iterable[str] | None, num_channels: int
     """
     chosen: list[str] = []
     for name in split_names(corruptions):
-        if name == "none":
-            continue
-        if name == "all":
-            chosen.extend(list_corruptions(_SUITE_BY_CHANNELS[1 if num_channels == 1 else 3]))
-        elif name in list_suites():
-            chosen.extend(list_corruptions(name))
-        else:
+        if (suite := _suite(name, num_channels)) is not None:
+            chosen.extend(list_corruptions(suite))
+        elif name != "none":
             chosen.append(get_corruption(name).qualified_name)
     return list(dict.fromkeys(chosen))
 
 
+def left_out_corruptions(corruptions: str | Iterable[str] | None, num_channels: int) -> dict[str, str]:
+    """Qualified names of what the suites among `corruptions` (see `parse_corruptions`) lack here, and why."""
+    suites = [_suite(name, num_channels) for name in split_names(corruptions)]
+    return {name: why for suite in suites if suite is not None for name, why in missing_corruptions(suite).items()}
+
+
+def _suite(name: str, num_channels: int) -> str | None:
+    if name == "all":
+        return _SUITE_BY_CHANNELS[1 if num_channels == 1 else 3]
+    return name if name in list_suites() else None
+
+
 def make_conditions(
-    corruptions: Sequence[str], severities: Sequence[int], subsets: Sequence[str | None] = (None,)
+    corruptions: Sequence[str], severities: Sequence[int] | str, subsets: Sequence[str | None] = (None,)
 ) -> list[Condition]:
     """Every subset under every corruption at every severity, with the clean images first.
 
     Args:
         corruptions: qualified names.
-        severities: used where a corruption has severities.
+        severities: used where a corruption has severities; `"published"` for all of its benchmark, `"one"` for one.
         subsets: names of data sets, `None` for the only one.
     """
     conditions = []
     for subset in subsets:
         corrupted = [
-            Condition(name, severity, subset)
-            for name in corruptions
-            for severity in (severities if get_corruption(name).severities else (None,))
+            Condition(name, severity, subset) for name in corruptions for severity in _severities(name, severities)
         ]
         if not any(condition.corruption == "digits-shift/clean" for condition in corrupted):
             conditions.append(Condition(subset=subset))
@@ -143,3 +171,71 @@ def check_corruptions(conditions: Sequence[Condition]) -> None:
     """
     for condition in {condition.corruption: condition for condition in conditions}.values():
         condition.apply(torch.zeros(1, 1, 32, 32), 0, [0])
+
+
+def _severities(name: str, wanted: Sequence[int] | str) -> Sequence[int | None]:
+    corruption = get_corruption(name)
+    if not corruption.severities:
+        return (None,)
+    if wanted == PUBLISHED:
+        return corruption.published_severities
+    return (default_severity(corruption),) if isinstance(wanted, str) else wanted
+
+
+def is_benchmark(conditions: Sequence[Condition]) -> bool:
+    """Whether the corrupted conditions are the fifteen corruptions of ImageNet-C at five severities, no more or less.
+
+    Only over these is a mean corruption error the one that others report.
+    """
+    corrupted = {
+        (str(one.corruption).rpartition("/")[2], one.severity) for one in conditions if one.corruption is not None
+    }
+    counted = [*list_corruptions("imagenet-c"), *missing_corruptions("imagenet-c")]
+    return corrupted == {(name.rpartition("/")[2], severity) for name in counted for severity in SEVERITIES}
+
+
+def published_conditions(
+    found: Sequence[PublishedImages],
+    corruptions: str | Iterable[str] | None,
+    exclude: str | Iterable[str] | None,
+    severities: Severities,
+) -> dict[Condition, PublishedImages]:
+    """The conditions to evaluate among published files, uncorrupted images (MNIST-C's identity) first.
+
+    Args:
+        found: what [`~hf_it3.evaluation.published.find_published`] returns.
+        corruptions: `"all"` (those that the benchmark counts), the name of the data set, or names of corruptions.
+        exclude: names of corruptions to leave out.
+        severities: of those that have severities; `"published"` for all, `"one"` for 3.
+
+    Raises:
+        ValueError: for a name that the files do not have, or if nothing is left.
+    """
+    known = {one.corruption for one in found} | {f"{one.suite}/{one.corruption}" for one in found}
+    suites = {"all", *(one.suite for one in found)}
+    wanted, unwanted = split_names(corruptions), split_names(exclude)
+    if unknown := [name for name in (*wanted, *unwanted) if name not in known | suites | {"none"}]:
+        names = ", ".join(dict.fromkeys(one.corruption for one in found))
+        raise ValueError(f"the published files have no corruption {unknown[0]!r}; they have {names}")
+
+    numbers = severities
+    if isinstance(severities, str):
+        numbers = SEVERITIES if severities == PUBLISHED else (DEFAULT_SEVERITY,)
+
+    def is_chosen(one: PublishedImages) -> bool:
+        names = {one.corruption, f"{one.suite}/{one.corruption}"}
+        counted = suites.intersection(wanted) and not one.is_extra
+        at_severity = one.severity in (None, *numbers)
+        return bool((names.intersection(wanted) or counted) and not names.intersection(unwanted) and at_severity)
+
+    chosen = {
+        Condition(f"{one.suite}/{one.corruption}", one.severity, is_published=True): one
+        for one in found
+        if is_chosen(one)
+    }
+    if not chosen:
+        raise ValueError(
+            f"corruptions={corruptions!r}, exclude={exclude!r} and severities={severities!r} leave none of the "
+            f"{len(found)} conditions of the published files"
+        )
+    return dict(sorted(chosen.items(), key=lambda item: not item[0].is_clean))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..it3.shell_it3 import frozen_modes
-from .images import ImageSource
+from .images import CACHE_BYTES, ImageSource
 from .inputs import LoadedModel
 from .methods import UNADAPTED, Method, why_not_applicable
 from .outcomes import Outcomes
@@ -83,6 +83,7 @@ class Evaluation:
             self.tracker.finish(self.results, self.models[0].model)
 
     def _run_model(self, loaded: LoadedModel, methods: Sequence[Method], source_options: dict[str, Any]) -> None:
+        source_options["cache_bytes"] = CACHE_BYTES // max(len(self.subsets), 1)
         sources = {
             name: ImageSource(dataset, loaded.image_processor, loaded.model.config, **source_options)
             for name, dataset in self.subsets.items()

@@ -19,8 +19,8 @@ ORDERS = ("iid", "class-sorted", "mixed", "continual")
 _SAMPLE_SEED = 0
 # Images of a stream that are shuffled together: all that is ever held of it.
 _SHUFFLE_BUFFER = 1024
-# Pixels of data sets in memory or on disk are kept up to this size, since every condition needs them again.
-_CACHE_BYTES = 256 * 2**20
+# Pixels of data sets in memory or on disk are kept up to this size in all, since every condition needs them again.
+CACHE_BYTES = 256 * 2**20
 _EMPTY = "the data set is empty: there is nothing to evaluate on"
 
 
@@ -115,6 +115,7 @@ class ImageSource:
             are translated.
         image_column, label_column (`str`, *optional*): by default the usual names.
         num_samples (`int`, *optional*): so many images, drawn with a fixed seed (the first ones of a stream).
+        cache_bytes: pixels of images are kept up to this size.
 
     Raises:
         ValueError: for a missing column, an empty data set, and an iterator, which can be read once only.
@@ -128,8 +129,10 @@ class ImageSource:
         image_column: str | None = None,
         label_column: str | None = None,
         num_samples: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ):
         self.dataset = dataset
+        self.cache_bytes = cache_bytes
         self.num_samples = num_samples
         self.is_streaming = not hasattr(dataset, "__len__")
         if self.is_streaming and iter(dataset) is dataset:
@@ -222,7 +225,7 @@ class ImageSource:
         if missing:
             pixels, labels = self._collate([self.dataset[position] for position in missing], missing)
             fresh = {position: (pixels[i], labels[i]) for i, position in enumerate(missing)}
-            if self._cached_bytes + pixels.nbytes <= _CACHE_BYTES:
+            if self._cached_bytes + pixels.nbytes <= self.cache_bytes:
                 self._cache.update({position: (p.clone(), label) for position, (p, label) in fresh.items()})
                 self._cached_bytes += pixels.nbytes
         read = [fresh.get(int(position)) or self._cache[int(position)] for position in index]

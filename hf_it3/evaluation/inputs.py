@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor
 
-from ..data import image_processor_for, load_images, select_split
+from ..data import class_names, image_processor_for, load_images, select_split
 from ..it3.interface_it3 import IdempotentModel, idempotent_model
 from ..it3.modeling_it3 import IT3ForImageClassification
 from .conditions import split_names
@@ -96,6 +96,24 @@ def load_subsets(
             names = (config if len(configs) > 1 else None, one if len(splits) > 1 else None)
             subsets["/".join(filter(None, names)) or None] = select_split(loaded, one)
     return subsets
+
+
+def check_classes(subsets: Mapping[str | None, Any], loaded: Sequence[LoadedModel]) -> None:
+    """Checks that class folders are those of the models, by their names or by their number.
+
+    Raises:
+        ValueError: for folders that cannot be assigned to classes.
+    """
+    for name, dataset in subsets.items():
+        classes = class_names(dataset)
+        for one in loaded:
+            config = one.model.config
+            if classes and not set(classes) <= set(config.id2label.values()) and len(classes) != config.num_labels:
+                raise ValueError(
+                    f"{name} has {len(classes)} class folders ({', '.join(classes[:3])}, ...), but {one.name} has "
+                    f"{config.num_labels} classes of other names; evaluate on folders with the names of "
+                    "config.id2label, or on those of all classes, which are numbered in alphabetical order"
+                )
 
 
 def _is_dataset_dict(dataset: Any) -> bool:

@@ -12,7 +12,7 @@ from .scores import RunOutcomes, condition_scores, overall_scores
 
 
 FORMAT_VERSION = 1
-_PACKAGES = ("hf-it3", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "kornia")
+_PACKAGES = ("hf-it3", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "imagecorruptions")
 
 
 @dataclass(repr=False)
@@ -24,6 +24,7 @@ class RobustnessResults:
         runs (`list[dict]`): `model` and `seed` of each run.
         conditions (`list[Condition]`): all conditions.
         methods (`list[str]`): all methods that could be used, `"none"` first.
+        left_out (`dict[str, str]`): corruptions of the suites asked for that could not be computed, and why.
         not_applicable (`dict[str, str]`): methods that could not, and why.
         outcomes (`list[dict[int, Outcomes]]`): for each run, by the number of the condition, the answers to every
             image.
@@ -36,6 +37,7 @@ class RobustnessResults:
     runs: list[dict[str, Any]]
     conditions: list[Condition]
     methods: list[str]
+    left_out: dict[str, str] = field(default_factory=dict)
     not_applicable: dict[str, str] = field(default_factory=dict)
     outcomes: list[RunOutcomes] = field(default_factory=list)
     gates: list[dict[str, Any] | None] = field(default_factory=list)
@@ -68,7 +70,9 @@ class RobustnessResults:
         done = (sum(map(len, self.outcomes)), self.complete)
         if self._overall is None or self._overall[0] != done:
             errors = None if self.reference is None or not self.complete else self.reference["errors"]
-            figures = overall_scores(self.outcomes, self.conditions, self.condition_scores, self.methods, errors)
+            figures = overall_scores(
+                self.outcomes, self.conditions, self.condition_scores, self.methods, errors, bool(self.left_out)
+            )
             self._overall = (done, figures)
         return self._overall[1]
 
@@ -90,6 +94,7 @@ class RobustnessResults:
             "versions": package_versions(),
             "runs": self.runs,
             "methods": self.methods,
+            "left_out": self.left_out,
             "not_applicable": self.not_applicable,
             "reference": None if self.reference is None else self.reference["name"],
             "overall": self.overall if with_overall else None,

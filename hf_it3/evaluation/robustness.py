@@ -8,11 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from ..it3.adaptation_config_it3 import AdaptationConfig
-from .conditions import Condition, check_corruptions, make_conditions, parse_corruptions, parse_severities, split_names
+from .conditions import (
+    PUBLISHED,
+    Condition,
+    check_corruptions,
+    left_out_corruptions,
+    make_conditions,
+    parse_corruptions,
+    parse_severities,
+    published_conditions,
+    split_names,
+)
 from .execution import Evaluation
 from .images import ORDERS
 from .inputs import (
     LoadedModel,
+    check_classes,
     describe_dataset,
     describe_image_processor,
     load_model,
@@ -23,6 +34,7 @@ from .methods import Method, make_methods, why_not_applicable
 from .metrics import mean_corruption_error
 from .plots import import_figure
 from .processes import on_main_process, process_state
+from .published import find_published
 from .results import RobustnessResults
 from .scores import reference_errors_of
 from .storage import ResultsFolder, read_results
@@ -37,7 +49,7 @@ def evaluate_robustness(
     config_name: str | Sequence[str] | None = None,
     corruptions: str | Iterable[str] | None = "all",
     exclude: str | Iterable[str] | None = None,
-    severities: str | int | Iterable[int] = "1-5",
+    severities: str | int | Iterable[int] = PUBLISHED,
     methods: str | Iterable[str] | Mapping[str, AdaptationConfig | Mapping[str, Any] | None] | None = None,
     order: str = "iid",
     batch_size: int | None = None,
@@ -72,14 +84,19 @@ def evaluate_robustness(
             seeds for example; figures are means over models and seeds.
         dataset: what to evaluate on: a Hub name, path or `"digits"` (see [`~hf_it3.data.load_images`]); a data set
             with an image and a label column, which may be streamed; or a mapping from names to data sets, such as
-            published corrupted sets, of which one may be named `"clean"`.
+            several test sets, of which one may be named `"clean"`. Also a folder of published corrupted files
+            (CIFAR-10-C, ImageNet-C, MNIST-C, ... as downloaded, see
+            [`~hf_it3.evaluation.published.find_published`]); each of its conditions is evaluated under its published
+            name, and nothing is corrupted here.
         split, config_name: which part of a named data set, of a split also a range such as `"test[2000:]"`; several,
             with commas, are conditions of their own.
         corruptions: `"all"` (MNIST-C for models of grey images, ImageNet-C for colour), `"none"`, suites or names;
-            see [`~hf_it3.corruptions.list_corruptions`]. The images as they are always come first.
+            see [`~hf_it3.corruptions.list_corruptions`]. The images as they are always come first. Of published
+            files, `"all"` is what the benchmark counts.
         exclude: of these, suites or names to leave out; `"calibrated"` stands for those that the models' settings were
             chosen on (`config.calibration_corruptions`), which say less about new kinds of shift.
-        severities: `"1-5"`, `"1,3"`, a number or a list, for corruptions that have severities.
+        severities: `"published"` (all five of ImageNet-C, the one of each corruption of MNIST-C), `"one"` (3, or that
+            of MNIST-C), `"1-5"`, `"1,3"`, a number or a list, for corruptions that have severities.
         methods: `"none"` (always among them), `"statistics"` (Schneider et al., NeurIPS 2020), `"tent"` (Wang et al.,
             ICLR 2021), `"torch-ttt"`, `"it3"` (presets of [`AdaptationConfig`]); `"batch"`, `"stream"`, `"image"` (the
             model's own settings in that scope); or a mapping from names to settings ([`AdaptationConfig`], a mapping
@@ -110,7 +127,7 @@ def evaluate_robustness(
     Raises:
         ValueError: for unknown names, unsuitable models or data sets, and an `output_dir` that has other results.
         EvaluationInterrupted: on Ctrl-C, a `KeyboardInterrupt` that carries the `results` so far.
-        ImportError: if corruptions or plots need the extra `eval`.
+        ImportError: if plots need the extra `eval`, or a corruption that is named the extra `frost`.
 
     Example:
 
@@ -138,8 +155,17 @@ def evaluate_robustness(
     if output_dir is not None and plots:
         import_figure()
     loaded = [load_model(model, image_processor, revision, dtype, device_map) for model in models]
-    subsets = load_subsets(dataset, split, config_name, streaming)
-    conditions = _conditions(loaded, corruptions, exclude, severities, list(subsets))
+    dataset = os.fspath(dataset) if isinstance(dataset, os.PathLike) else dataset
+    found = find_published(dataset) if isinstance(dataset, str) else []
+    left_out: dict[str, str] = {}
+    if found:
+        files = published_conditions(found, corruptions, exclude, parse_severities(severities))
+        conditions = list(files)
+        subsets: dict[str | None, Any] = {one.name: published.images for one, published in files.items()}
+        check_classes(subsets, loaded)
+    else:
+        subsets = load_subsets(dataset, split, config_name, streaming)
+        conditions, left_out = _conditions(loaded, corruptions, exclude, severities, list(subsets))
     check_corruptions(conditions)
     if order == "mixed" and len(subsets) > 1:
         raise ValueError("order='mixed' mixes corruptions of the same images; evaluate one split or configuration")
@@ -167,6 +193,7 @@ def evaluate_robustness(
         settings=settings,
         runs=[{"model": one.name, "seed": seed} for one in loaded for seed in seeds],
         conditions=conditions,
+        left_out=left_out,
         **_applicable(loaded, by_model),
         gates=[_gate(one) for one in loaded for _ in seeds],
         reference=_read_reference(reference, conditions),
@@ -204,7 +231,8 @@ def _parse_seeds(given: Any) -> list[int]:
 
 def _conditions(
     loaded: list[LoadedModel], corruptions: Any, exclude: Any, severities: Any, subsets: list[str | None]
-) -> list[Condition]:
+) -> tuple[list[Condition], dict[str, str]]:
+    """The conditions, and why corruptions that were asked for are not among them."""
     channels = [getattr(one.model.config.backbone_config, "num_channels", 3) for one in loaded]
     chosen = [parse_corruptions(corruptions, number) for number in channels]
     if any(names != chosen[0] for names in chosen):
@@ -212,12 +240,15 @@ def _conditions(
             f"corruptions={corruptions!r} means other ones for grey than for colour images, and the models have "
             f"{', '.join(map(str, channels))} channels; name the corruptions, or evaluate the models one by one"
         )
-    left_out = split_names(exclude)
-    if "calibrated" in left_out:
-        left_out.remove("calibrated")
-        left_out += [name for one in loaded for name in one.model.config.calibration_corruptions or ()]
-    unwanted = set(parse_corruptions(left_out, channels[0]))
-    return make_conditions([name for name in chosen[0] if name not in unwanted], parse_severities(severities), subsets)
+    excluded = split_names(exclude)
+    if "calibrated" in excluded:
+        excluded.remove("calibrated")
+        excluded += [name for one in loaded for name in one.model.config.calibration_corruptions or ()]
+    unwanted = set(parse_corruptions(excluded, channels[0]))
+    wanted = [name for name in chosen[0] if name not in unwanted]
+    left_out = left_out_corruptions(corruptions, channels[0])
+    left_out = {name: reason for name, reason in left_out.items() if name not in unwanted and name not in wanted}
+    return make_conditions(wanted, parse_severities(severities), subsets), left_out
 
 
 def _describe(loaded: LoadedModel, methods: Sequence[Method]) -> dict[str, Any]:

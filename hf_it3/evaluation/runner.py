@@ -27,7 +27,7 @@ class Pass:
     number: int
     name: str
     condition: int | None
-    subset: str | None
+    source: str | None
 
 
 class Runner:
@@ -39,7 +39,7 @@ class Runner:
     Args:
         model: the model, in eval mode, on its device.
         image_processor: the model's.
-        sources: data sets by the subset that conditions name.
+        sources: data sets by the source that conditions name.
         conditions: all conditions.
         methods: all methods that can be used with the model.
         order: one of `ORDERS`.
@@ -86,7 +86,7 @@ class Runner:
         for number, condition in enumerate(self.conditions):
             is_mixed = self.order == "mixed"
             name = f"{number + 1}/{len(self.conditions)} {'mixed' if is_mixed else condition.name}"
-            sweeps.append(Pass(number, name, None if is_mixed else number, condition.subset))
+            sweeps.append(Pass(number, name, None if is_mixed else number, condition.source))
         return sweeps
 
     def run(self, sweep: Pass) -> Outcomes:
@@ -94,7 +94,7 @@ class Runner:
         if not self.keeps_streams:
             self.reset_streams()
         collector = Collector()
-        source = self.sources[sweep.subset]
+        source = self.sources[sweep.source]
         total = None if source.num_images is None else -(-source.num_images // self.batch_size)
         batches = source.batches(self.order, self.seed, self.batch_size, lambda n: bool(self._mine(n, sweep)))
         is_shown = self.show_progress and self.state.is_main_process

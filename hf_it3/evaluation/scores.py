@@ -113,6 +113,7 @@ def overall_scores(
     scores: Sequence[dict[str, Any]],
     methods: Sequence[str],
     reference_errors: dict[str, dict[int, float]] | None = None,
+    is_partial: bool = False,
 ) -> dict[str, Any]:
     """Figures over all shifted conditions, by method: means, gains over the methods before it, where it does not help.
 
@@ -123,6 +124,7 @@ def overall_scores(
         methods: names, the unadapted model first.
         reference_errors: error rates of a reference model, as
             [`~hf_it3.evaluation.metrics.mean_corruption_error`] takes them.
+        is_partial: whether corruptions of a suite had to be left out, so that there is no mean corruption error.
     """
     shifted = [n for n, condition in enumerate(conditions) if not condition.is_clean]
     overall = {}
@@ -132,9 +134,10 @@ def overall_scores(
             continue
         summary: dict[str, Any] = {
             "mean_accuracy": float(np.mean([score["methods"][method]["accuracy"] for score in mine])),
-            "mean_corruption_error": mean_corruption_error(_errors(mine, method)),
         }
-        if reference_errors is not None:
+        if not is_partial:
+            summary["mean_corruption_error"] = mean_corruption_error(_errors(mine, method))
+        if reference_errors is not None and not is_partial:
             summary["relative_mean_corruption_error"] = mean_corruption_error(_errors(mine, method), reference_errors)
         done = [run[n] for run in runs for n in shifted if n in run and method in run[n].methods]
         before = [other for other in methods[:position] if all(other in one.methods for one in done)]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .conditions import Condition
+from .conditions import Condition, is_benchmark
 from .methods import UNADAPTED
 
 
@@ -22,6 +22,7 @@ def format_results(results: "RobustnessResults") -> str:
                 title = f"{run['model']}, seed {run['seed']}:"
                 parts += [title, _accuracies(results, results.scores_of([outcomes]))]
     parts += [f"{method}: n/a: {reason}" for method, reason in results.not_applicable.items()]
+    parts += [f"{name}: left out: {reason}" for name, reason in results.left_out.items()]
     parts += _conclusions(results)
     if not results.complete:
         parts.append("Not complete: the evaluation was interrupted; --resume goes on from here.")
@@ -96,10 +97,13 @@ def _conclusions(results: "RobustnessResults") -> list[str]:
         if summary["does_not_help"]:
             lines.append(f"  does not help on {_grouped(results, summary['does_not_help'])}")
     if results.reference is not None:
+        label = "mCE" if is_benchmark(results.conditions) else "mean error over these corruptions, not the mCE,"
         for method, summary in results.overall.items():
             if "relative_mean_corruption_error" in summary:
                 value = 100 * summary["relative_mean_corruption_error"]
-                lines.append(f"{method}: mCE {value:.1f}% relative to {results.reference['name']}")
+                lines.append(f"{method}: {label} {value:.1f}% relative to {results.reference['name']}")
+        if results.left_out:
+            lines.append(f"no mCE, which would need {', '.join(results.left_out)}")
     return lines
 
 

@@ -60,7 +60,8 @@ class Tracker:
         logs = {}
         for method, summary in results.overall.items():
             logs[f"eval_mean/{method}/accuracy"] = summary["mean_accuracy"]
-            logs[f"eval_mean/{method}/error"] = summary["mean_corruption_error"]
+            if "mean_corruption_error" in summary:
+                logs[f"eval_mean/{method}/error"] = summary["mean_corruption_error"]
             for other, gain in summary["gain_over"].items():
                 logs[f"eval_mean/{method}/gain_over_{other}"] = gain["gain"]
         self.state.global_step += 1

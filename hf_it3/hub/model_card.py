@@ -82,6 +82,7 @@ def build_model_card(
         hardware (`str`, *optional*): what the times were measured on.
     """
     config = getattr(model, "config", model)
+    left_out = list(getattr(results, "left_out", ()))
     if hasattr(results, "model_index_entries"):
         results = results.model_index_entries()
     results = [ConditionResult.from_any(result) for result in results]
@@ -104,6 +105,7 @@ def build_model_card(
         model_name=literal(model_id),
         dataset_name=dataset_name or dataset,
         hardware=hardware,
+        left_out=left_out,
         plots=[{"file": link_target(file), "caption": caption} for file, caption in plots],
         versions=list((installed_versions() if versions is None else versions).items()),
         **model_facts(model),

@@ -103,7 +103,7 @@ def calibrate(
     conditions = calibration_conditions(inner, corruptions, severity)
     own = resolve_defaults(_own_settings(inner.config.adaptation, scope, batch_size), inner)
     _check_numbers(num_samples, max_clean_loss)
-    columns = {"image_column": image_column, "label_column": label_column}
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
     source = ImageSource(dataset, loaded.image_processor, inner.config, **columns, num_samples=num_samples)
     normalization = Normalization(loaded.image_processor)
     first = next(inner.parameters())

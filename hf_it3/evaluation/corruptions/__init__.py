@@ -1,16 +1,16 @@
-"""Common image corruptions: ImageNet-C, MNIST-C, the eight conditions of digits, and a tutorial's float noise.
+"""Common image corruptions: ImageNet-C and MNIST-C as published, a graded suite of our own, conditions of digits.
 
 >>> from hf_it3.corruptions import corrupt, list_corruptions
 >>> noisy = corrupt(images, "mnist-c/shot_noise", severity=3, seed=0, indices=range(len(images)))
 
-Severity parameters are the published ones, but where a higher severity would change images less than a lower one; the
-docstring of each function names what differs. At a few image sides (30 and 80 px) `imagenet-c/pixelate` alone remains
-uneven, since its small grid happens to fall on the pixels.
+`imagenet-c` and `mnist-c` have the published parameters at the published severities. `graded` changes images more at
+each severity, with the same random numbers at all of them, at any image size. `digits-shift` is what this project
+measures adaptation on digits under, `float-noise` the noise of a tutorial.
 """
 
 from .corruption import SEVERITIES, Corruption
 from .gallery import corruption_gallery
-from .registry import corrupt, get_corruption, list_corruptions, list_suites, register
+from .registry import corrupt, get_corruption, list_corruptions, list_suites, missing_corruptions, register
 from .transform import CorruptionTransform
 
 
@@ -23,5 +23,6 @@ __all__ = [
     "get_corruption",
     "list_corruptions",
     "list_suites",
+    "missing_corruptions",
     "register",
 ]

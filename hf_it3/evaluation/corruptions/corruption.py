@@ -8,14 +8,9 @@ import torch
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-IMAGENET_C = (
-    "Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, "
-    "ICLR 2019; parameters of github.com/hendrycks/robustness for CIFAR-10-C, Tiny ImageNet-C and ImageNet-C"
-)
-MNIST_C = (
-    "Mu and Gilmer, MNIST-C: A Robustness Benchmark for Computer Vision, 2019 (arXiv 1906.02337); "
-    "parameters of github.com/google-research/mnist-c"
-)
+
+def never_missing() -> None:
+    """The corruption can be computed everywhere."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +19,17 @@ class Corruption:
 
     Attributes:
         name: name within the suite, for example `"shot_noise"`.
-        suite: `"imagenet-c"`, `"mnist-c"`, `"digits-shift"` or `"float-noise"`.
+        suite: `"imagenet-c"`, `"mnist-c"`, `"graded"`, `"digits-shift"` or `"float-noise"`.
         function: `function(images, random, **parameters)` with images (B, C, H, W) in [0, 1] and an `ImageRandom`;
             returns a tensor of the same shape, clipped to [0, 1] afterwards where `clipped`.
         tables: severity parameters by the image side in pixels that they were published for. Each parameter has
             five values, one per severity, or one value for a condition without severities.
         source: where the parameters come from.
-        lengths: names of those parameters that are lengths in pixels. They scale with the image side.
+        lengths: names of those parameters that are lengths in pixels and scale with the image side.
         published_severity: the severity at which the suite was published, where it was published at one only.
         clipped: False for the conditions that may leave [0, 1].
+        same_randomness: whether an image gets the same random numbers at all severities.
+        why_missing: returns why the corruption cannot be computed on this machine, or `None` if it can.
     """
 
     name: str
@@ -43,6 +40,8 @@ class Corruption:
     lengths: tuple[str, ...] = ()
     published_severity: int | None = None
     clipped: bool = True
+    same_randomness: bool = False
+    why_missing: Callable[[], str | None] = never_missing
 
     @property
     def qualified_name(self) -> str:
@@ -55,13 +54,18 @@ class Corruption:
         graded = any(len(values) > 1 for table in self.tables.values() for values in table.values())
         return SEVERITIES if graded else ()
 
+    @property
+    def published_severities(self) -> tuple[int, ...]:
+        """The severities that the published benchmark consists of: all, one, or () for a condition without."""
+        return (self.published_severity,) if self.published_severity is not None else self.severities
+
     def parameters(self, severity: int, height: int, width: int) -> dict[str, float]:
         """Parameters of `function` at a severity, for images of `height` x `width` pixels.
 
         The shorter side decides. Suites published for several image sides use the table of 32 px (CIFAR-10-C) below
-        48 px, of 64 px (Tiny ImageNet-C) below 100 px and of 224 px (ImageNet-C) from there on. Lengths in pixels
-        are multiplied by the shorter side over the side of the table; lengths for small images are never shrunk,
-        since some would vanish between pixels.
+        48 px, of 64 px (Tiny ImageNet-C) below 100 px and of 224 px (ImageNet-C) from there on. Lengths that scale
+        are multiplied by the shorter side over the side of the table; for small images they are never shrunk, since
+        some would vanish between pixels.
         """
         side = min(height, width)
         preferred = 32 if side < 48 else 64 if side < 100 else 224

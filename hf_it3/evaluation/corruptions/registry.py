@@ -6,17 +6,18 @@ from collections.abc import Sequence
 
 import torch
 
-from . import blur, digital, mnist_c, noise, shifts, weather
+from . import graded, imagenet_c, mnist_c, shifts
 from .corruption import SEVERITIES, Corruption
 from .randomness import ImageRandom
 
 
 # Images are corrupted in chunks of about this many values, so that memory stays flat.
 _CHUNK_VALUES = 2**16
+DEFAULT_SEVERITY = 3
 
 _REGISTRY = {
     corruption.qualified_name: corruption
-    for module in (noise, blur, weather, digital, mnist_c, shifts)
+    for module in (imagenet_c, mnist_c, graded, shifts)
     for corruption in module.CORRUPTIONS
 }
 
@@ -41,19 +42,36 @@ def list_suites() -> list[str]:
 def list_corruptions(suite: str | None = None) -> list[str]:
     """Qualified names (`"suite/name"`) of the corruptions of one suite, or of all, in the order of publication.
 
+    Those that cannot be computed on this machine are left out, see `missing_corruptions`.
+
     Raises:
         ValueError: if there is no such suite.
     """
+    return [c.qualified_name for c in _members(suite) if c.why_missing() is None]
+
+
+def missing_corruptions(suite: str | None = None) -> dict[str, str]:
+    """Qualified names of the corruptions that cannot be computed on this machine, and why not.
+
+    Raises:
+        ValueError: if there is no such suite.
+    """
+    reasons = {c.qualified_name: c.why_missing() for c in _members(suite)}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _members(suite: str | None) -> list[Corruption]:
     if suite is not None and suite not in list_suites():
         raise ValueError(f"suite={suite!r} is unknown; choose one of {', '.join(list_suites())}")
-    return [c.qualified_name for c in _REGISTRY.values() if suite in (None, c.suite)]
+    return [c for c in _REGISTRY.values() if suite in (None, c.suite)]
 
 
 def get_corruption(name: str | tuple[str, str] | Corruption) -> Corruption:
     """Finds a corruption.
 
     Args:
-        name: `"mnist-c/shot_noise"`, `("mnist-c", "shot_noise")`, or the bare name where only one suite has it.
+        name: `"mnist-c/shot_noise"`, `("mnist-c", "shot_noise")`, or the bare name where only one suite has it, not
+            counting `graded`.
 
     Raises:
         ValueError: if no corruption, or more than one, has that name; close matches are named.
@@ -62,6 +80,8 @@ def get_corruption(name: str | tuple[str, str] | Corruption) -> Corruption:
         return name
     wanted = "/".join(name) if isinstance(name, tuple) else str(name)
     matches = [c for c in _REGISTRY.values() if wanted in (c.qualified_name, c.name)]
+    if len(matches) > 1:
+        matches = [c for c in matches if c.suite != "graded"]
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -78,20 +98,21 @@ def get_corruption(name: str | tuple[str, str] | Corruption) -> Corruption:
 def corrupt(
     images: torch.Tensor,
     name: str | tuple[str, str] | Corruption,
-    severity: int = 3,
+    severity: int | None = None,
     seed: int = 0,
     indices: Sequence[int] | torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Corrupts a batch of images.
 
-    The randomness of an image is seeded from `(seed, corruption, index)`, so the result for an image does not depend
-    on the other images of the batch, on their order or on the number of processes. It is the same at every severity:
-    the same lines, flakes or direction, only stronger, so that severities are compared on equal terms.
+    The randomness of an image is seeded from `(seed, corruption, severity, index)`, so the result for an image does
+    not depend on the other images of the batch, on their order or on the number of processes. In the suite `graded`
+    it is the same at every severity: the same lines, flakes or direction, only stronger.
 
     Args:
         images: float tensor (B, C, H, W) in [0, 1], C = 1 (grey) or 3 (RGB), any H and W, any device.
         name: a qualified name such as `"mnist-c/shot_noise"`, see `get_corruption`.
-        severity: 1 (weak) to 5 (strong); without effect for conditions that have no severities.
+        severity: 1 (weak) to 5 (strong); without effect for conditions that have no severities. By default the one
+            that the corruption was published at where there is one only (MNIST-C), else 3.
         seed: any int.
         indices: position of each image in its data set, length B; 0 to B - 1 by default. Pass them whenever a data
             set is corrupted batch by batch, or each batch gets the same noise.
@@ -101,23 +122,26 @@ def corrupt(
 
     Raises:
         ValueError: if images, name, severity, seed or indices are not as described.
-        ImportError: if the corruption needs the extra `eval`, which is not installed.
+        ImportError: if the corruption needs the extra `frost`, which is not installed.
     """
     corruption = get_corruption(name)
     _check_images(images)
-    severity = check_severity(severity)
+    severity = check_severity(severity, corruption)
     indices = _check_indices(indices, len(images))
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r} is not an int")
     # Half precision is too coarse for filters and geometry: compute in float32, round once at the end.
     dtype = images.dtype if images.dtype == torch.float64 else torch.float32
     parameters = corruption.parameters(severity, *images.shape[-2:])
+    stream = corruption.qualified_name
+    if corruption.severities and not corruption.same_randomness:
+        stream = f"{stream}/{severity}"
     step = max(1, _CHUNK_VALUES // images[:1].numel()) if len(images) else 1
     chunks = []
     with torch.no_grad():
         for start in range(0, len(images), step):
             chunk = images[start : start + step].to(dtype).contiguous()
-            random = ImageRandom(seed, corruption.qualified_name, indices[start : start + step], dtype, images.device)
+            random = ImageRandom(seed, stream, indices[start : start + step], dtype, images.device)
             chunk = corruption.function(chunk, random, **parameters)
             chunks.append((chunk.clamp(0, 1) if corruption.clipped else chunk).to(images.dtype))
     return torch.cat(chunks) if chunks else images.clone()
@@ -139,11 +163,18 @@ def _check_images(images: torch.Tensor) -> None:
             )
 
 
-def check_severity(severity: int) -> int:
-    """The severity, or a ValueError if it is not 1 to 5."""
+def default_severity(corruption: Corruption) -> int:
+    """The severity that a corruption was published at where there is one only, else 3."""
+    return corruption.published_severity or DEFAULT_SEVERITY
+
+
+def check_severity(severity: int | None, corruption: Corruption) -> int:
+    """The severity, by default that of publication or 3, or a ValueError if it is not 1 to 5."""
+    if severity is None:
+        return default_severity(corruption)
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise ValueError(f"severity={severity!r} is not one of 1, 2, 3, 4, 5")
-    return int(severity)
+    return severity
 
 
 def _check_indices(indices: Sequence[int] | torch.Tensor | None, count: int) -> list[int]:

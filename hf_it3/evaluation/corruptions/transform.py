@@ -20,7 +20,7 @@ class CorruptionTransform:
 
     Args:
         name: see `get_corruption`.
-        severity: 1 to 5.
+        severity: 1 to 5, see `corrupt`.
         seed: any int.
         column: of the batch that holds the images.
 
@@ -32,10 +32,15 @@ class CorruptionTransform:
     """
 
     def __init__(
-        self, name: str | tuple[str, str] | Corruption, severity: int = 3, seed: int = 0, column: str = "image"
+        self,
+        name: str | tuple[str, str] | Corruption,
+        severity: int | None = None,
+        seed: int = 0,
+        column: str = "image",
     ):
-        self.name = get_corruption(name).qualified_name
-        self.severity = check_severity(severity)
+        corruption = get_corruption(name)
+        self.name = corruption.qualified_name
+        self.severity = check_severity(severity, corruption)
         self.seed = seed
         self.column = column
 
