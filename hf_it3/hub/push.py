@@ -10,6 +10,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
+from ..it3.config_checks_it3 import check_values
 from ..it3.loading_it3 import DELTA_NAME, is_delta
 from ..it3.remote_code_it3 import write_code
 from .card_merging import CARD_NAME, is_edited, load_card, merge_cards, rename_card
@@ -135,6 +136,7 @@ def model_files(directory: Path) -> list[Path]:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{config_file} is not valid JSON: {error}") from error
+    check_values(config, f"{config_file}: ")
     expected = _expected_weights(directory, is_delta(config.get("base_model")))
     for name in expected:
         try:

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from .configuration_cnn_it3 import IT3CNNConfig
 from .configuration_it3 import IT3Config
 from .injection_it3 import last_channels
+from .loading_it3 import of_hub
 from .modeling_cnn_it3 import IT3CNNForImageClassification
 
 
@@ -240,6 +241,7 @@ def _load(name: str, config_values: dict[str, Any], loading: dict[str, Any]) -> 
     config_arguments = {
         key: value for key, value in loading.items() if key not in ("device_map", "max_memory", "offload_folder")
     }
+    IT3Config.get_config_dict(name, **of_hub(loading))  # which checks the values that AutoConfig takes for granted
     config = AutoConfig.from_pretrained(name, **{k: v for k, v in config_arguments.items() if k != "dtype"})
     if config.model_type == IT3Config.model_type:
         raise ValueError(

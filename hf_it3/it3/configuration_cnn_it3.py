@@ -42,9 +42,10 @@ class IT3CNNConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         for name in ("num_channels", "image_size", "kernel_size", "hidden_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not _is_positive(value):
                 raise ValueError(f"IT3CNNConfig.{name} must be a positive integer, got {value!r}")
-        if len(self.conv_channels) != 2 or any(channels < 1 for channels in self.conv_channels):
+        channels = self.conv_channels
+        if not isinstance(channels, (list, tuple)) or len(channels) != 2 or not all(map(_is_positive, channels)):
             raise ValueError(f"IT3CNNConfig.conv_channels must be two positive integers, got {self.conv_channels!r}")
         if self.feature_map_size < 1:
             raise ValueError(
@@ -68,3 +69,7 @@ class IT3CNNConfig(PreTrainedConfig):
     def flattened_size(self) -> int:
         """Number of features that the first linear layer sees."""
         return self.conv_channels[1] * self.feature_map_size**2
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

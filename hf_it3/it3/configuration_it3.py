@@ -13,6 +13,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .adaptation_config_it3 import AdaptationConfig, check_known_fields, describe_callable, resolve_adaptation
+from .config_checks_it3 import check_values
 from .configuration_cnn_it3 import IT3CNNConfig
 from .distances_it3 import DISTANCES
 
@@ -134,6 +135,9 @@ class IT3Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_known_fields("IT3Config", kwargs, _known_keys())
+        check_values({**vars(self), **kwargs}, "IT3Config.")
+        if kwargs.get("num_labels", ...) is None:
+            del kwargs["num_labels"]
         self.backbone_config = _resolve_backbone_config(self.backbone_config)
         self.adaptation = resolve_adaptation(self.adaptation, "IT3Config.adaptation")
         self._inherit_labels(kwargs)
@@ -207,6 +211,19 @@ class IT3Config(PreTrainedConfig):
         return ValueError(f"IT3Config.{name} {requirement}, got {getattr(self, name)!r}")
 
     @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As for every configuration, of any model; what was read is checked."""
+        file = f"{pretrained_model_name_or_path}/config.json"
+        try:
+            values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{file} must be a mapping (a JSON object): {error}") from error
+        check_values(values, f"{file}: ")
+        return values, unused
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "IT3Config":
         """As every configuration; a dict `adaptation=` among `kwargs` changes single settings of the saved ones."""
         if config_dict.get("problem_type") == "regression" and config_dict.get("distance") == "neg_dot":
@@ -276,9 +293,8 @@ def _resolve_backbone_config(value: Any) -> PreTrainedConfig:
         return IT3CNNConfig()
     if isinstance(value, PreTrainedConfig):
         return copy.deepcopy(value)
-    if not isinstance(value, dict):
-        raise ValueError(f"IT3Config.backbone_config must be a configuration or a dict, got {value!r}")
-    values = dict(value)
+    check_values(value, "IT3Config.backbone_config.")
+    values = {name: one for name, one in value.items() if (name, one) != ("num_labels", None)}
     model_type: Any = values.get("model_type")
     if model_type == IT3CNNConfig.model_type:
         return IT3CNNConfig.from_dict(values)

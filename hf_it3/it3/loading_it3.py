@@ -12,6 +12,8 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.hub import resolve_revision
 
+from .configuration_it3 import IT3Config
+
 
 DELTA_NAME = "delta.safetensors"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -55,9 +57,10 @@ def load(model_class: type, load_whole: Callable, name: Any, args: tuple, kwargs
             # One commit for configuration and weights. It also keeps transformers from asking a conversion service
             # for safetensors where a repository has none.
             kwargs["revision"] = commit
-        saved, _ = PreTrainedConfig.get_config_dict(name, **_of_hub(kwargs))
+        saved, _ = IT3Config.get_config_dict(name, **of_hub(kwargs))
         if not saved and kwargs.get("config") is None:
             raise OSError(f"{name} has no config.json, which says what model the weights belong to")
+        _check_kind(name, saved, model_class)
     try:
         if is_delta(saved.get("base_model")):
             model, info = _load_delta(model_class, load_whole, name, saved["base_model"], args, kwargs)
@@ -85,7 +88,18 @@ def load(model_class: type, load_whole: Callable, name: Any, args: tuple, kwargs
     return model, info
 
 
-def _of_hub(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _check_kind(name: Any, saved: dict[str, Any], model_class: type) -> None:
+    """Refuses the checkpoint of another kind of model, with the way to wrap it."""
+    kind = saved.get("model_type")
+    if kind not in (None, IT3Config.model_type):
+        raise ValueError(
+            f"{name} holds a model of type {kind!r}, which takes no label signal; wrap it with "
+            f"{model_class.__name__}.from_backbone({str(name)!r}), and train it with IT3Trainer"
+        )
+
+
+def of_hub(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that say where and how to download."""
     return {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
 
 
@@ -112,10 +126,10 @@ def _has_pickle(name: Any) -> bool:
 def _load_delta(
     model_class: Any, load_whole: Callable, name: Any, base_model: dict[str, Any], args: tuple, kwargs: dict[str, Any]
 ) -> tuple:
-    base = base_model.get("delta_of") or {}
-    if not (base.get("name_or_path") and base.get("revision")):
+    base: Any = base_model.get("delta_of")
+    if not isinstance(base, dict) or not all(isinstance(base.get(key), str) for key in ("name_or_path", "revision")):
         raise ValueError(f"{name} holds changed weights only, but its config.json does not name base and revision")
-    access = _of_hub(kwargs)
+    access = of_hub(kwargs)
     file = cached_file(name, DELTA_NAME, **access)
     if file is None:
         raise OSError(f"{name} has no {DELTA_NAME}")
