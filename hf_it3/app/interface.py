@@ -15,7 +15,7 @@ from .answers import choose_corruptions, classify
 from .rendering import CSS, render_alert, render_message, render_progress, render_result
 from .sample_images import SMALL_SIDE
 from .served_model import ServedModel
-from .visitor_images import MAX_BYTES, MAX_IMAGES, read_drawing, read_uploads
+from .visitor_images import MAX_BYTES, MAX_IMAGES, read_drawing, read_uploads, readable_drawing
 
 
 NO_CORRUPTION = "none"
@@ -192,6 +192,8 @@ def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
                 format="png",
                 elem_id="drawing",
             )
+            # Not by a subclass: gradio writes a file beside the source of each.
+            drawing.preprocess = readable_drawing(drawing.preprocess)  # type: ignore[method-assign, assignment]
             gr.Markdown(_ALONE)
         with gr.Tab("Upload", id="upload") as upload_tab:
             files = gr.File(

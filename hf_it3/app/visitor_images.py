@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ from ..it3.image_processing_it3 import to_mode
 MAX_IMAGES = 64
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 40_000_000
+# Of photographs and screens. Others are rare, and reading some of them (EPS) starts programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "MPO", "GIF", "BMP", "TIFF", "AVIF")
 # Larger images are scaled down before anything else happens: no model here looks at more.
 _WORKING_SIDE = 512
+# In place of a drawing that is no image.
+UNREADABLE = object()
 # Share of the drawing's longer side that is left free around it, at least.
 _MARGIN = 0.08
 
@@ -34,24 +38,36 @@ def read_uploads(paths: Sequence[str | os.PathLike] | None) -> list[Image.Image]
 
 
 def _read(path: Path) -> Image.Image:
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path.name} is larger than {MAX_BYTES // 2**20} MB.")
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _TooLargeError(f"{path.name} is larger than {MAX_BYTES // 2**20} MB.")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=_known_formats()) as image:
                 # The size is in the file's head: nothing has been decoded yet.
                 if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(
+                    raise _TooLargeError(
                         f"{path.name} has {image.width} x {image.height} pixels; at most "
                         f"{MAX_PIXELS // 1_000_000} million are accepted. Make it smaller and try again."
                     )
                 image.draft("RGB", (_WORKING_SIDE, _WORKING_SIDE))
                 return shrink(ImageOps.exif_transpose(image))
+    except _TooLargeError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path.name} has too many pixels. Make it smaller and try again.") from error
-    except (OSError, SyntaxError) as error:
+    except Exception as error:
+        # Of many kinds: broken files make the readers of formats raise IndexError, RuntimeError, SyntaxError and more.
         raise ValueError(f"{path.name} is not an image that can be read; use PNG, JPEG or WebP.") from error
+
+
+class _TooLargeError(ValueError):
+    pass
+
+
+def _known_formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def shrink(image: Image.Image) -> Image.Image:
@@ -59,6 +75,21 @@ def shrink(image: Image.Image) -> Image.Image:
     image = to_mode(image, "L" if image.mode in ("L", "1", "I", "I;16", "LA") else "RGB")
     image.thumbnail((_WORKING_SIDE, _WORKING_SIDE))
     return image
+
+
+def readable_drawing(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A sketchpad's way to read what the page sends, which gives [`UNREADABLE`] where that is no image.
+
+    Whatever is pasted there, or sent by hand, arrives with every press of the button, in the other tabs too.
+    """
+
+    def read_or_not(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except Exception:  # of many kinds, as for files
+            return UNREADABLE
+
+    return read_or_not
 
 
 def read_drawing(drawing: Any, margin: float = _MARGIN) -> Image.Image:
@@ -69,8 +100,10 @@ def read_drawing(drawing: Any, margin: float = _MARGIN) -> Image.Image:
         margin (`float`): free space around those digits, as a share of their longer side; at least 0.08.
 
     Raises:
-        ValueError: if nothing was drawn.
+        ValueError: if nothing was drawn, or it is no image.
     """
+    if drawing is UNREADABLE:
+        raise ValueError("The drawing is not an image that can be read; clear it and draw a digit.")
     composite = drawing.get("composite") if isinstance(drawing, dict) else drawing
     strokes = None if composite is None else ImageOps.invert(to_mode(composite, "L"))
     box = None if strokes is None else strokes.point(lambda value: 255 * (value > 64)).getbbox()
