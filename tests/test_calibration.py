@@ -17,11 +17,15 @@ from hf_it3 import AdaptationConfig, IT3ForImageClassification, IT3Trainer, IT3T
 from hf_it3.calibration import calibrate
 from hf_it3.evaluation import evaluate_robustness
 from hf_it3.evaluation.calibration.grid import Stage, do_nothing, make_stages
+from hf_it3.evaluation.calibration.images import ImagePart
+from hf_it3.evaluation.calibration.report import Comparison, Trial
 from hf_it3.evaluation.calibration.search import Search
 from hf_it3.evaluation.conditions import Condition
 from hf_it3.it3.shift_test_it3 import idempotence_distances
 
 
+# The package shows the function of the same name.
+calibrate_module = sys.modules["hf_it3.evaluation.calibration.calibrate"]
 OPTIONS = {"corruptions": "digits-shift/brightness", "num_samples": 128, "batch_size": 32, "show_progress": False}
 
 
@@ -43,9 +47,26 @@ def only(monkeypatch):
     return install
 
 
+@pytest.fixture
+def all_choose(monkeypatch):
+    """All images choose, and all compare."""
+
+    def everything(images):
+        return (ImagePart(images, 0, images.num_batches),) * 2
+
+    monkeypatch.setattr(calibrate_module, "split", everything)
+
+
+@pytest.fixture
+def accepted(monkeypatch):
+    """What is chosen counts as better than what was there."""
+    monkeypatch.setattr(Comparison, "is_better", True)
+
+
 # What is chosen
 
 
+@pytest.mark.usefixtures("all_choose")
 @pytest.mark.parametrize("scope", ["batch", "stream", "image"])
 def test_the_figures_are_those_that_an_evaluation_of_the_same_images_gives(model, processor, digits, scope, only):
     settings = AdaptationConfig(scope=scope, batch_size=32, augmentations=4, learning_rate=1e-3)
@@ -74,7 +95,9 @@ def test_the_chosen_settings_are_the_best_admissible_ones_on_all_images(calibrat
     assert result.improves
     assert result.chosen.mean_accuracy == max(trial.mean_accuracy for trial in finals)
     assert result.chosen.mean_accuracy > result.baseline.mean_accuracy
-    assert {trial.num_images for trial in finals} == {128}
+    assert {trial.num_images for trial in finals} == {96}
+    assert result.comparison.chosen.num_images == 32
+    assert result.comparison.is_better
     assert model.config.adaptation == result.chosen.settings
     assert model.config.calibration_corruptions == ["digits-shift/brightness"]
 
@@ -150,6 +173,7 @@ def test_where_settings_lose_on_clean_images_no_corruption_is_measured(model, pr
     assert [(trial.admissible, list(trial.correct)) for trial in result.trials] == [(False, ["clean"])]
 
 
+@pytest.mark.usefixtures("accepted")
 def test_where_nothing_helps_adaptation_is_turned_off_and_the_result_says_so(model, processor, digits, images, only):
     model.config.adaptation = AdaptationConfig(norm_statistics="mixed", batch_size=32)
     only(AdaptationConfig(learning_rate=1.0, gate=None, batch_size=32))
@@ -168,6 +192,7 @@ def test_the_same_seed_gives_the_same_result(model, processor, digits, calibrate
     assert again.to_dict() == calibrated[1].to_dict()
 
 
+@pytest.mark.usefixtures("all_choose")
 def test_another_seed_draws_other_noise(model, processor, digits, only):
     only(AdaptationConfig(batch_size=32))
     results = [
@@ -179,9 +204,91 @@ def test_another_seed_draws_other_noise(model, processor, digits, only):
     assert noisy[0] != noisy[1]
 
 
+# What is written
+
+
+def trial_of(clean: int, corrupted: int) -> Trial:
+    """So many of a thousand clean and corrupted images right."""
+    right = {"clean": clean, "mnist-c/fog:3": corrupted}
+    return Trial("comparison", AdaptationConfig(), {name: torch.arange(1000) < count for name, count in right.items()})
+
+
+@pytest.mark.parametrize(
+    ("own", "chosen", "is_better"),
+    [
+        ((990, 600), (990, 601), True),
+        ((990, 600), (990, 600), False),
+        ((990, 601), (990, 600), False),
+        ((990, 600), (987, 700), True),  # 0.3 points are allowed against the plain model
+        ((990, 600), (986, 700), False),
+        ((900, 700), (990, 600), True),  # what was there loses more than is allowed
+        ((900, 700), (980, 650), False),
+    ],
+)
+def test_what_is_chosen_is_better_only_where_it_gains_and_keeps_clean_images(own, chosen, is_better):
+    comparison = Comparison(trial_of(990, 500), trial_of(*own), trial_of(*chosen), 0.3)
+    assert comparison.is_better == is_better
+
+
+def test_settings_that_are_no_better_on_other_images_are_not_written(model, processor, digits, only, monkeypatch):
+    only(AdaptationConfig(learning_rate=1e-3, batch_size=32))
+    monkeypatch.setattr(Comparison, "is_better", False)
+    with untouched(model):
+        result = calibrate(model, processor, digits["test"], **OPTIONS)
+    assert result.chosen.settings.learning_rate == 1e-3
+    assert result.settings == model.config.adaptation
+    assert "the settings stay as they were" in result.verdict()
+
+
+def test_what_was_there_is_compared_with_the_reference_that_was_there_on_images_that_did_not_choose(
+    model, processor, digits, only
+):
+    only(AdaptationConfig(learning_rate=1e-3, batch_size=32))
+    # Ten thousand standard errors above any distance: the gate that is there never opens.
+    model.config.reference_distance = {"mean": 1e3, "std": 0.1, "num_images": 1000, "distance": "neg_dot"}
+    result = calibrate(model, processor, digits["test"], **OPTIONS)
+    assert result.comparison.own.answers_as(result.comparison.without)
+    assert result.comparison.is_better
+    assert result.comparison.chosen.num_images == 32
+    results = evaluate_robustness(
+        model,
+        digits["test"],
+        corruptions="digits-shift/brightness",
+        methods={"chosen": result.settings},
+        num_samples=128,
+        batch_size=32,
+        image_processor=processor,
+        show_progress=False,
+    )
+    chosen = (result.chosen.correct, result.comparison.chosen.correct)
+    for score in results.condition_scores:
+        correct = torch.cat([part[score["name"]] for part in chosen])
+        assert correct.double().mean().item() == pytest.approx(score["methods"]["chosen"]["accuracy"])
+
+
+def test_one_batch_cannot_both_choose_and_compare(random_model, processor, digits):
+    with (
+        untouched(random_model),
+        pytest.raises(ValueError, match="calibration needs two batches.*128 images make one"),
+    ):
+        calibrate(random_model, processor, digits["test"], **{**OPTIONS, "batch_size": 128})
+
+
+def test_the_command_leaves_the_configuration_alone_where_nothing_is_better(calibrate_command, tmp_path, monkeypatch):
+    monkeypatch.setattr(Comparison, "is_better", False)
+    before = files_of(tmp_path / "model")
+    status, output, folder = calibrate_command()
+    assert status == 0, output.err
+    after = files_of(folder)
+    assert after["config.json"] == before["config.json"]
+    assert "config.json is as it was" in output.out
+    assert "calibration.json" in after
+
+
 # What changes, and what does not
 
 
+@pytest.mark.usefixtures("accepted")
 def test_three_fields_of_the_configuration_change_and_nothing_else(model, processor, digits, only):
     only(AdaptationConfig(learning_rate=1e-3, batch_size=32))
     before, config = snapshot(model), model.config.to_dict()
@@ -213,6 +320,7 @@ def test_the_choice_travels_with_the_model(calibrated, tmp_path):
     assert config.calibration_corruptions == result.corruptions
 
 
+@pytest.mark.usefixtures("accepted")
 def test_the_clean_reference_is_that_of_the_held_out_images(model, processor, digits, only):
     only(AdaptationConfig(batch_size=32))
     result = calibrate(model, processor, digits["test"], **{**OPTIONS, "num_samples": 500})
@@ -223,6 +331,7 @@ def test_the_clean_reference_is_that_of_the_held_out_images(model, processor, di
     assert result.reference_distance["std"] == pytest.approx(distances.std().item(), abs=1e-5)
 
 
+@pytest.mark.usefixtures("all_choose")
 def test_training_images_can_be_the_clean_reference(model, processor, digits, train_rows, only):
     only(AdaptationConfig(batch_size=32))
     result = calibrate(model, processor, digits["test"], **OPTIONS, reference_dataset=train_rows)
@@ -230,6 +339,7 @@ def test_training_images_can_be_the_clean_reference(model, processor, digits, tr
     assert result.baseline.num_images == 128
 
 
+@pytest.mark.usefixtures("accepted")
 def test_a_distance_of_the_settings_own_gets_its_own_reference(model, processor, digits, only):
     only(AdaptationConfig(distance="js", batch_size=32))
     model.config.adaptation = AdaptationConfig(distance="js")
@@ -238,12 +348,14 @@ def test_a_distance_of_the_settings_own_gets_its_own_reference(model, processor,
     assert TestTimeAdapter(model, gate=3.0).shift_test.gate == 3.0
 
 
+@pytest.mark.usefixtures("accepted")
 def test_scope_and_batch_size_that_were_asked_for_are_written(model, processor, digits, only):
     only(AdaptationConfig(scope="stream", batch_size=16, learning_rate=1e-3))
     calibrate(model, processor, digits["test"], **{**OPTIONS, "batch_size": 16}, scope="stream")
     assert (model.config.adaptation.scope, model.config.adaptation.batch_size) == ("stream", 16)
 
 
+@pytest.mark.usefixtures("all_choose")
 def test_a_streamed_data_set_is_calibrated_on(model, processor, digits, only):
     only(AdaptationConfig(batch_size=32))
     streamed = digits["test"].to_iterable_dataset()
@@ -296,6 +408,7 @@ def test_an_optimizer_of_the_callers_own_keeps_its_learning_rate(model):
     assert len({settings.num_steps for settings in stage.candidates(own)}) > 1
 
 
+@pytest.mark.usefixtures("accepted")
 @pytest.mark.parametrize("scope", ["batch", "stream", "image"])
 def test_a_whole_search_runs_on_a_batch_norm_model(batch_norm_model, processor, digits, scope):
     result = calibrate(
@@ -311,7 +424,7 @@ def test_a_whole_search_runs_on_a_batch_norm_model(batch_norm_model, processor, 
 def test_the_table_has_every_condition_every_row_of_the_grid_and_the_verdict(calibrated):
     _, result = calibrated
     lines = str(result).splitlines()
-    accuracy = {name: f"{100 * value:.1f}" for name, value in result.chosen.accuracy.items()}
+    accuracy = {name: f"{100 * value:.1f}" for name, value in result.comparison.chosen.accuracy.items()}
     for name, value in accuracy.items():
         (line,) = [line for line in lines if line.startswith(f"{name} ")]
         assert line.split()[-1] == value
@@ -328,9 +441,11 @@ def test_the_report_is_json_and_a_plot_of_both_accuracies(calibrated, tmp_path):
     assert AdaptationConfig.from_dict(content["adaptation"]) == result.settings
     assert (tmp_path / "calibration.png").read_bytes().startswith(b"\x89PNG")
     (axis,) = result.plot().axes
-    without, with_adaptation = ([bar.get_height() for bar in bars] for bars in axis.containers[:2])
-    assert without == pytest.approx([100 * value for value in result.baseline.accuracy.values()])
-    assert with_adaptation == pytest.approx([100 * value for value in result.chosen.accuracy.values()])
+    assert content["comparison"]["is_better"]
+    compared = (result.comparison.without, result.comparison.own, result.comparison.chosen)
+    heights = [[bar.get_height() for bar in bars] for bars in axis.containers if hasattr(bars, "patches")]
+    for drawn, trial in zip(heights, compared, strict=True):
+        assert drawn == pytest.approx([100 * value for value in trial.accuracy.values()])
 
 
 # Errors
@@ -369,7 +484,12 @@ def trainer_for(model, rows, processor, folder, **options) -> IT3Trainer:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "message"), [(None, "needs an eval_dataset"), ({"a": [], "b": []}, r"needs one eval_dataset, got 2")]
+    ("dataset", "message"),
+    [
+        (None, "needs an eval_dataset"),
+        ({"a": [], "b": []}, r"needs one eval_dataset, got 2"),
+        ([{}] * 200, "calibration needs two batches.*200 images make one batch of 256"),
+    ],
 )
 def test_training_does_not_start_without_images_to_calibrate_on(
     random_model, train_rows, processor, tmp_path, dataset, message
@@ -380,12 +500,14 @@ def test_training_does_not_start_without_images_to_calibrate_on(
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.usefixtures("accepted")
 def test_the_trainer_calibrates_on_its_eval_dataset(model, train_rows, processor, tmp_path, digits, only):
     only(AdaptationConfig(learning_rate=1e-3))
     trainer = trainer_for(model, train_rows, processor, tmp_path, eval_dataset=digits["test"])
     trainer.train()
     assert trainer.state.global_step == 1
-    assert trainer.calibration.baseline.num_images == 500
+    assert trainer.calibration.baseline.num_images == 256
+    assert trainer.calibration.comparison.own.num_images == 244
     assert model.config.adaptation == trainer.calibration.settings
     assert model.config.reference_distance["num_images"] == 500
     assert len(model.config.calibration_corruptions) == 4
@@ -436,6 +558,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.usefixtures("accepted")
 def test_the_command_changes_three_keys_of_the_configuration_in_place(calibrate_command, tmp_path, only):
     only(AdaptationConfig(learning_rate=1e-3, batch_size=32))
     before = files_of(tmp_path / "model")
@@ -452,6 +575,7 @@ def test_the_command_changes_three_keys_of_the_configuration_in_place(calibrate_
     assert "test[:200]" in output.out
 
 
+@pytest.mark.usefixtures("accepted")
 def test_the_command_saves_a_copy_elsewhere_if_asked_to(calibrate_command, tmp_path, only):
     only(AdaptationConfig(learning_rate=1e-3, batch_size=32))
     before = files_of(tmp_path / "model")

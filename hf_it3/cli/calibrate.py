@@ -1,8 +1,8 @@
 """Chooses the adaptation settings of a model by measurement on held-out labelled images.
 
-Prints a table and writes the settings into the model's config.json, with calibration.json and a plot beside it; with
---output_dir everything goes to a copy of the model. Weights do not change. Figures to report should come from images
-other than these.
+Prints a table and writes the settings into the model's config.json, if they are better than those there on images
+that did not choose them; calibration.json and a plot go beside it. With --output_dir everything goes to a copy of the
+model. Weights do not change. Figures to report should come from images and corruptions other than these.
 """
 
 import argparse
@@ -72,10 +72,13 @@ def run(arguments: argparse.Namespace) -> None:
         reference_dataset=reference,
         show_progress=not arguments.no_progress,
     )
-    folder = save_calibrated(loaded, result, arguments.model if output_dir is None else output_dir)
+    folder = Path(arguments.model if output_dir is None else output_dir)
+    if result.comparison.is_better or output_dir is not None:
+        save_calibrated(loaded, result, folder)
     files = result.save(folder)
     print(result.table())
-    print(f"Chosen on {split}; {', '.join([CONFIG_NAME, *files])} are in {folder}")
+    changed = f"{CONFIG_NAME} has the new settings" if result.comparison.is_better else f"{CONFIG_NAME} is as it was"
+    print(f"Chosen on {split}; {changed}; {' and '.join(files)} are in {folder}")
 
 
 def _held_out_split(splits: Any) -> str:

@@ -1,7 +1,7 @@
 """Calibration: adaptation settings chosen by measurement on held-out labelled images.
 
 >>> from hf_it3.calibration import calibrate
->>> result = calibrate(model, image_processor, held_out_images)
+>>> result = calibrate(model, image_processor, held_out_images, batch_size=8)
 >>> print(result.table())
 """
 

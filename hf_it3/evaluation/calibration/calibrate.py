@@ -14,9 +14,9 @@ from ...it3.shell_it3 import frozen_modes
 from ..images import ImageSource, Normalization
 from ..inputs import load_model
 from .grid import do_nothing
-from .images import HeldOutImages, calibration_conditions
-from .report import CalibrationResult
-from .search import Search
+from .images import HeldOutImages, calibration_conditions, split
+from .report import CalibrationResult, Comparison
+from .search import Search, measure
 
 
 DEFAULT_NUM_SAMPLES = 2000
@@ -43,21 +43,22 @@ def calibrate(
 ) -> CalibrationResult:
     """Chooses adaptation settings on held-out labelled images and writes them into the model's config.
 
-    The settings with the best mean accuracy over a few synthetic corruptions win, among those that lose no more than
-    `max_clean_loss` on clean images. If none of them beats doing nothing, adaptation is turned off: `num_steps=0`,
-    `augmentations=0`, `norm_statistics="source"`. The clean reference of the gate is measured anew as well.
+    Two thirds of the images choose, the others compare. The settings with the best mean accuracy over a few synthetic
+    corruptions are chosen, among those that lose no more than `max_clean_loss` on clean images; if none of them beats
+    doing nothing, that is chosen. They are written, with the gate's clean reference measured anew, if on the images
+    that did not choose they beat the settings and the reference that the model had; else nothing changes.
 
-    The search is staged, since the full grid would take hours. *Screening*, on the first quarter of the images: one
-    property after the other is varied around the best settings so far, starting from the model's own and the defaults;
-    [`~hf_it3.calibration.grid.make_stages`] lists the values. Clean images come first, and settings that lose twice
-    `max_clean_loss` there are dropped before any corruption. *Final*: the model's own settings and, from the best
-    downwards, screened ones are measured on all images until four have kept to `max_clean_loss`. Some 25 settings are
-    tried: about a minute for the tutorial's network and 2,000 images on two CPU cores. For the same seed, the result
-    is the same.
+    The search is staged, since the full grid would take hours. *Screening*, on a quarter of the images that choose:
+    one property after the other is varied around the best settings so far, starting from the model's own and the
+    defaults; [`~hf_it3.calibration.grid.make_stages`] lists the values. Clean images come first, and settings that
+    lose twice `max_clean_loss` there are dropped before any corruption. *Final*: the model's own settings and, from
+    the best downwards, screened ones are measured on all images that choose until four have kept to `max_clean_loss`.
+    Some 25 settings are tried: about a minute for the tutorial's network and 2,000 images on two CPU cores. For the
+    same seed, the result is the same.
 
     Args:
         model ([`IT3ForImageClassification`]): the model. Its `config.adaptation`, `config.reference_distance` and
-            `config.calibration_corruptions` change, its weights do not.
+            `config.calibration_corruptions` may change, its weights do not.
         image_processor: its image processor; `None` takes that of the checkpoint, or one made for its image size.
         dataset: held-out images with labels: a `datasets.Dataset`, a streamed one, or a sequence of dictionaries.
         scope (*optional*): `"batch"`, `"image"` or `"stream"`; by default the model's own.
@@ -65,7 +66,7 @@ def calibrate(
             [`~hf_it3.corruptions.list_corruptions`]; by default four fast ones for the model's channels. They are
             listed in the config, so that evaluations can leave them out.
         severity: 1 to 5, of corruptions that have severities.
-        num_samples: so many images, drawn with a fixed seed (the first ones of a stream); `None` takes all.
+        num_samples: number of images, drawn with a fixed seed (the first ones of a stream); `None` takes all.
         batch_size (*optional*): images that adapt together; by default the model's own setting. It is chosen for, so
             it is written into the config too.
         max_clean_loss: allowed loss of accuracy on clean images, in points (percent of all images).
@@ -79,7 +80,8 @@ def calibrate(
         [`~hf_it3.calibration.CalibrationResult`] with every setting that was tried.
 
     Raises:
-        ValueError: for unknown names, values out of range, an unsuitable model, and data without images or labels.
+        ValueError: for unknown names, values out of range, an unsuitable model, data without images or labels, and
+            fewer than two batches of images.
         TypeError: for a model that takes no label signal.
 
     Example:
@@ -90,9 +92,10 @@ def calibrate(
     >>> from hf_it3.data import load_digits
     >>> model = IT3ForImageClassification(IT3Config(id2label={i: str(i) for i in range(10)}))
     >>> held_out = load_digits()["test"]
-    >>> result = calibrate(model, None, held_out, corruptions="shear", num_samples=32, show_progress=False)
-    >>> result.settings == model.config.adaptation, model.config.calibration_corruptions
-    (True, ['mnist-c/shear'])
+    >>> options = {"corruptions": "shear", "num_samples": 32, "batch_size": 8, "show_progress": False}
+    >>> result = calibrate(model, None, held_out, **options)
+    >>> result.settings == model.config.adaptation
+    True
 
     ```
     """
@@ -115,18 +118,24 @@ def calibrate(
             reference_dataset, loaded.image_processor, inner.config, **columns, num_samples=_REFERENCE_IMAGES
         )
         reference = HeldOutImages(source, normalization, conditions[:1], own.batch_size, seed, first)
+    choosing, comparing = split(images)
     old_reference = inner.config.reference_distance
     try:
         with frozen_modes(inner):
             # The gates of the search need the new reference, which an interrupted search takes back.
-            inner.config.reference_distance = _reference_distance(inner, own, reference)
-            search = Search(inner, own, images, max_clean_loss, show_progress)
+            new_reference = inner.config.reference_distance = _reference_distance(inner, own, reference)
+            search = Search(inner, own, choosing, max_clean_loss, show_progress)
             baseline, chosen = search.run()
-    except BaseException:
+            everything = comparing.num_batches
+            without = measure(inner, comparing, "comparison", do_nothing(own), everything)
+            ours = measure(inner, comparing, "comparison", chosen.settings, everything)
+            inner.config.reference_distance = old_reference
+            theirs = measure(inner, comparing, "comparison", own, everything)
+    finally:
         inner.config.reference_distance = old_reference
-        raise
     result = CalibrationResult(
         own=own,
+        previous=inner.config.adaptation.replace(),
         baseline=baseline,
         chosen=chosen,
         trials=search.trials,
@@ -134,7 +143,8 @@ def calibrate(
         severity=severity,
         max_clean_loss=max_clean_loss,
         seed=seed,
-        reference_distance=inner.config.reference_distance,
+        reference_distance=new_reference,
+        comparison=Comparison(without, theirs, ours, max_clean_loss),
     )
     result.apply(inner.config)
     return result

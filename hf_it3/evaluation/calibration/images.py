@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -93,3 +94,48 @@ class HeldOutImages:
 
     def _read(self, start: int = 0, stop: float = math.inf) -> Iterator[ImageBatch]:
         return self.source.batches("iid", self.seed, self.batch_size, lambda number: start <= number < stop)
+
+
+class ImagePart:
+    """Some batches of held-out images, as if there were no others.
+
+    Args:
+        images ([`HeldOutImages`]): all of them.
+        start, stop: numbers of the batches, `stop` not included.
+    """
+
+    def __init__(self, images: HeldOutImages, start: int, stop: int):
+        self.images = images
+        self.start = start
+        self.num_batches = stop - start
+        self.num_images = min(stop * images.batch_size, images.num_images) - start * images.batch_size
+
+    @property
+    def conditions(self) -> list[Condition]:
+        return self.images.conditions
+
+    def batches(self, condition: Condition, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first `count` batches of the part under a condition."""
+        return islice(self.images.batches(condition, self.start + count), self.start, None)
+
+
+def check_batches(num_images: int, batch_size: int) -> int:
+    """The number of batches that images make.
+
+    Raises:
+        ValueError: if it is one, which cannot both choose and compare.
+    """
+    count = math.ceil(num_images / batch_size)
+    if count < 2:
+        raise ValueError(
+            f"calibration needs two batches, one that chooses and one that compares, and {num_images} images make one "
+            f"batch of {batch_size}; pass more images, or a smaller batch_size"
+        )
+    return count
+
+
+def split(images: HeldOutImages) -> tuple[ImagePart, ImagePart]:
+    """Images that choose, about two thirds of the batches, and others that compare what they chose."""
+    count = check_batches(images.num_images, images.batch_size)
+    first = min(max(1, round(2 * count / 3)), count - 1)
+    return ImagePart(images, 0, first), ImagePart(images, first, count)

@@ -69,6 +69,10 @@ class Trial:
         gains = torch.stack([self.correct[name].double() - other.correct[name].double() for name in names]).mean(0)
         return gains.mean().item(), gains.std().item() / math.sqrt(len(gains))
 
+    def clean_loss(self, other: "Trial") -> float:
+        """Loss of accuracy on clean images against another trial, in points."""
+        return 100 * (other.accuracy[CLEAN] - self.accuracy[CLEAN])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `mean_accuracy` is `None` where the corruptions were not measured."""
         mean = self.mean_accuracy
@@ -82,23 +86,57 @@ class Trial:
         }
 
 
+@dataclass
+class Comparison:
+    """What was chosen beside what the model had, on images that did not choose.
+
+    Args:
+        without ([`Trial`]): the plain model.
+        own ([`Trial`]): the settings and the clean reference that the model had.
+        chosen ([`Trial`]): those that were chosen.
+        max_clean_loss (`float`): allowed loss against the plain model on clean images, in points.
+    """
+
+    without: Trial
+    own: Trial
+    chosen: Trial
+    max_clean_loss: float
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the chosen ones are more accurate under the corruptions, and no worse at keeping clean images."""
+        rank = [
+            (trial.clean_loss(self.without) <= self.max_clean_loss + 1e-9, trial.mean_accuracy)
+            for trial in (self.chosen, self.own)
+        ]
+        return rank[0] > rank[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        trials = {"without": self.without, "own": self.own, "chosen": self.chosen}
+        return {"is_better": self.is_better, **{name: trial.to_dict() for name, trial in trials.items()}}
+
+
 @dataclass(repr=False)
 class CalibrationResult:
     """What [`~hf_it3.calibration.calibrate`] chose, and from what; printing it prints its table.
 
     Args:
-        own ([`AdaptationConfig`]): the settings that the model had.
-        baseline ([`Trial`]): the model without adaptation, on all images.
-        chosen ([`Trial`]): the best settings on all images; the baseline if none is better.
-        trials (`list[Trial]`): everything that was tried, in order, on the screening images and on all.
+        own ([`AdaptationConfig`]): the settings that the model had, for the scope and batch size asked for.
+        previous ([`AdaptationConfig`]): the settings that the model had.
+        baseline ([`Trial`]): the model without adaptation, on all images that choose.
+        chosen ([`Trial`]): the best settings on these; the baseline if none is better.
+        trials (`list[Trial]`): everything that was tried, in order, on the screening images and on all that choose.
         corruptions (`list[str]`): qualified names of the corruptions.
         severity (`int`): of those that have severities.
         max_clean_loss (`float`): allowed loss on clean images, in points.
         seed (`int`): of corruptions and order.
         reference_distance (`dict`): the clean reference of the gate.
+        comparison ([`Comparison`]): on images that did not choose; it decides whether anything is written.
     """
 
     own: AdaptationConfig
+    previous: AdaptationConfig
     baseline: Trial
     chosen: Trial
     trials: list[Trial]
@@ -107,11 +145,12 @@ class CalibrationResult:
     max_clean_loss: float
     seed: int
     reference_distance: dict[str, Any]
+    comparison: Comparison
 
     @property
     def settings(self) -> AdaptationConfig:
-        """The chosen settings."""
-        return self.chosen.settings
+        """The settings that the model goes on with: the chosen ones where they are better, else its own."""
+        return self.chosen.settings if self.comparison.is_better else self.previous
 
     @property
     def improves(self) -> bool:
@@ -119,41 +158,40 @@ class CalibrationResult:
         return self.chosen is not self.baseline
 
     def apply(self, config: IT3Config) -> None:
-        """Writes settings, clean reference and names of the corruptions into a model's configuration."""
+        """Writes settings, clean reference and names of the corruptions into a model's configuration, if better."""
+        if not self.comparison.is_better:
+            return
         config.adaptation = self.settings.replace()
         config.reference_distance = dict(self.reference_distance)
         config.calibration_corruptions = list(self.corruptions)
 
     def verdict(self) -> str:
-        """One sentence about what was chosen."""
+        """What was chosen, and what came of it on images that did not choose."""
         tried = len({repr(trial.settings) for trial in self.trials})
-        if not self.improves:
-            return (
-                f"None of {tried} settings beats doing nothing at a clean loss of at most {self.max_clean_loss:g} "
-                "points: adaptation is turned off (num_steps=0)."
-            )
-        changes = describe_changes(self.settings, self.own)
-        gains = f"{_gain(self.chosen, self.baseline)} over doing nothing"
-        for trial in self.trials:
-            if trial.settings == self.own != self.settings and trial.stage == "final" and trial.admissible:
-                gains += f", {_gain(self.chosen, trial)} over the model's own settings"
-        return (
-            f"Chosen from {tried} settings: {changes}. Mean gain in points, with its standard error over images: "
-            f"{gains}. It is that on the images and corruptions that chose it: measure it on others."
-        )
-
-    def __repr__(self) -> str:
-        return self.table()
+        count = self.comparison.chosen.num_images
+        pairs = [("the settings that were there", self.comparison.own), ("doing nothing", self.comparison.without)]
+        gains = ", ".join(f"{_gain(self.comparison.chosen, other)} over {name}" for name, other in pairs)
+        measured = f"On {count} images that did not choose, mean gain in points with its standard error: {gains}."
+        if self.improves:
+            found = f"Chosen from {tried} settings: {describe_changes(self.chosen.settings, self.own)}."
+        else:
+            limit = f"a clean loss of at most {self.max_clean_loss:g} points"
+            found = f"None of {tried} settings beats doing nothing at {limit}."
+        if not self.comparison.is_better:
+            return f"{found} {measured} That is no better, so the settings stay as they were."
+        off = "" if self.improves else " Adaptation is turned off (num_steps=0)."
+        return f"{found} {measured}{off} Other corruptions may gain less: measure them."
 
     def table(self) -> str:
-        """Accuracy in percent without and with the chosen settings, every row of the grid, and the verdict."""
-        rows = [["", "without", "with"]]
-        rows += [[name, *(_percent(trial.accuracy[name]) for trial in self._pair)] for name in self.baseline.correct]
-        rows.append(["mean of corruptions", *(_percent(trial.mean_accuracy) for trial in self._pair)])
-        settings = self.settings
+        """Accuracy in percent on images that did not choose, every setting that was tried, and the verdict."""
+        trials = self._compared.values()
+        rows = [["", *self._compared]]
+        rows += [[name, *(_percent(trial.accuracy[name]) for trial in trials)] for name in self.baseline.correct]
+        rows.append(["mean of corruptions", *(_percent(trial.mean_accuracy) for trial in trials)])
+        settings = self.chosen.settings
         head = (
-            f"Accuracy in percent, {self.baseline.num_images} held-out images, scope {settings.scope}, batches of "
-            f"{settings.batch_size}, severity {self.severity}"
+            f"Accuracy in percent, {self.comparison.chosen.num_images} held-out images that did not choose, scope "
+            f"{settings.scope}, batches of {settings.batch_size}, severity {self.severity}"
         )
         grid = [["stage", "images", "clean", "corrupted", "settings"]]
         for trial in self.trials:
@@ -162,11 +200,16 @@ class CalibrationResult:
             grid.append(
                 [trial.stage, str(trial.num_images), clean, mean.strip(), describe_changes(trial.settings, self.own)]
             )
-        return "\n".join([head, *_aligned(rows), "", *_aligned(grid), "", self.verdict()])
+        tried = f"Tried on {self.baseline.num_images} others"
+        return "\n".join([head, *_aligned(rows), "", tried, *_aligned(grid), "", self.verdict()])
+
+    def __repr__(self) -> str:
+        return self.table()
 
     @property
-    def _pair(self) -> tuple[Trial, Trial]:
-        return self.baseline, self.chosen
+    def _compared(self) -> dict[str, Trial]:
+        """What is compared, by the headings of table and plot."""
+        return {"without": self.comparison.without, "as it was": self.comparison.own, "chosen": self.comparison.chosen}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in `calibration.json`; accuracies are fractions."""
@@ -175,7 +218,7 @@ class CalibrationResult:
             "improves": self.improves,
             "verdict": self.verdict(),
             "adaptation": self.settings.to_dict(),
-            "previous_adaptation": self.own.to_dict(),
+            "previous_adaptation": self.previous.to_dict(),
             "reference_distance": self.reference_distance,
             "corruptions": self.corruptions,
             "severity": self.severity,
@@ -183,32 +226,33 @@ class CalibrationResult:
             "seed": self.seed,
             "gain": gain,
             "gain_standard_error": error,
+            "comparison": self.comparison.to_dict(),
             "without": self.baseline.to_dict(),
             "with": self.chosen.to_dict(),
             "trials": [trial.to_dict() for trial in self.trials],
         }
 
     def plot(self) -> "Figure":
-        """Bars of accuracy without and with adaptation under each condition.
+        """Bars of accuracy under each condition, on images that did not choose: without, as it was, as chosen.
 
         Raises:
             ImportError: if matplotlib is missing.
         """
         names = list(self.baseline.correct)
-        figure, axes = new_figure(2.0 + 1.3 * len(names), 3.8)
+        figure, axes = new_figure(2.0 + 1.7 * len(names), 3.8)
         axis = axes[0]
-        looks = (("without adaptation", "#9aa5b1"), ("with adaptation", "#f2a33a"))
-        for side, (trial, (label, color)) in enumerate(zip(self._pair, looks, strict=True)):
-            positions = [index + 0.38 * side - 0.19 for index in range(len(names))]
+        colors = ("#9aa5b1", "#c9b458", "#f2a33a")
+        for side, ((label, trial), color) in enumerate(zip(self._compared.items(), colors, strict=True)):
+            positions = [index + 0.28 * (side - 1) for index in range(len(names))]
             values = [100 * trial.accuracy[name] for name in names]
-            bars = axis.bar(positions, values, width=0.36, label=label, color=color, edgecolor="#39424e")
-            axis.bar_label(bars, fmt="%.1f", fontsize=8)
+            bars = axis.bar(positions, values, width=0.26, label=label, color=color, edgecolor="#39424e")
+            axis.bar_label(bars, fmt="%.1f", fontsize=7)
         axis.set_xticks(range(len(names)), [name.rpartition("/")[2].replace("_", "\n") for name in names])
         axis.set_ylabel("accuracy (%)")
         axis.set_ylim(0, 112)
         axis.grid(axis="y", linestyle="--", alpha=0.5)
         axis.set_axisbelow(True)
-        axis.legend(loc="upper right", frameon=False, ncols=2)
+        axis.legend(loc="upper right", frameon=False, ncols=3)
         return figure
 
     def save(self, folder: str | os.PathLike) -> list[str]:

@@ -10,7 +10,7 @@ from ...it3.adaptation_it3 import TestTimeAdapter
 from ...it3.interface_it3 import IdempotentModel
 from ..conditions import CLEAN
 from .grid import do_nothing, make_stages
-from .images import HeldOutImages
+from .images import ImagePart
 from .report import Trial
 
 
@@ -28,7 +28,7 @@ class Search:
         self,
         model: IdempotentModel,
         own: AdaptationConfig,
-        images: HeldOutImages,
+        images: ImagePart,
         max_clean_loss: float,
         show_progress: bool,
     ):
@@ -110,21 +110,41 @@ class Search:
         allowed_loss: float = math.inf,
     ) -> Trial:
         """Which images the model answers correctly with some settings; only the clean ones if it loses there."""
-        adapter = TestTimeAdapter(self.model, settings)
-        trial = Trial(stage, settings, {})
-        for condition in self.images.conditions:
-            adapter.reset()
-            correct = [
-                adapter(pixel_values).logits.argmax(-1) == labels
-                for pixel_values, labels in self.images.batches(condition, num_batches)
-            ]
-            trial.correct[condition.name] = torch.cat(correct).cpu()
-            if condition.name == CLEAN and baseline is not None:
-                loss = 100 * (baseline.accuracy[CLEAN] - trial.accuracy[CLEAN])
-                if loss > allowed_loss + 1e-9:
-                    trial.admissible = False
-                    return trial
-        return trial
+        allowed = None if baseline is None else (baseline, allowed_loss)
+        return measure(self.model, self.images, stage, settings, num_batches, allowed)
+
+
+def measure(
+    model: IdempotentModel,
+    images: ImagePart,
+    stage: str,
+    settings: AdaptationConfig,
+    num_batches: int,
+    allowed: tuple[Trial, float] | None = None,
+) -> Trial:
+    """Which images a model answers correctly with some settings.
+
+    Args:
+        model: the model.
+        images: held-out images.
+        stage: name of the trial's stage.
+        settings: the settings.
+        num_batches: of the images.
+        allowed: a trial, and how many points may be lost to it on clean images; beyond, no corruption is measured.
+    """
+    adapter = TestTimeAdapter(model, settings)
+    trial = Trial(stage, settings, {})
+    for condition in images.conditions:
+        adapter.reset()
+        correct = [
+            adapter(pixel_values).logits.argmax(-1) == labels
+            for pixel_values, labels in images.batches(condition, num_batches)
+        ]
+        trial.correct[condition.name] = torch.cat(correct).cpu()
+        if condition.name == CLEAN and allowed is not None and trial.clean_loss(allowed[0]) > allowed[1] + 1e-9:
+            trial.admissible = False
+            return trial
+    return trial
 
 
 def _first_images(trial: Trial, count: int) -> Trial:

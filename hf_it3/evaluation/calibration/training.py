@@ -7,8 +7,8 @@ from transformers.utils import logging
 
 from ...it3.interface_it3 import idempotent_model
 from ..processes import on_main_process
-from .calibrate import calibrate
-from .images import calibration_conditions
+from .calibrate import DEFAULT_NUM_SAMPLES, calibrate
+from .images import calibration_conditions, check_batches
 from .report import CalibrationResult
 
 
@@ -19,7 +19,8 @@ def check_trainer(trainer: Any) -> None:
     """Whether a trainer will be able to calibrate: called before training, which may take long.
 
     Raises:
-        ValueError: without an `eval_dataset`, with several, and where the model is spread over processes.
+        ValueError: without an `eval_dataset`, with several, with too few images, and where the model is spread over
+            processes.
     """
     dataset = trainer.eval_dataset
     if dataset is None:
@@ -37,7 +38,10 @@ def check_trainer(trainer: Any) -> None:
             "calibrate=True needs the whole model in one process, which FSDP and DeepSpeed do not keep; run "
             "hf-it3 calibrate after training"
         )
-    calibration_conditions(idempotent_model(trainer.model), None, 3)
+    model = idempotent_model(trainer.model)
+    calibration_conditions(model, None, 3)
+    if hasattr(dataset, "__len__"):
+        check_batches(min(len(dataset), DEFAULT_NUM_SAMPLES), model.config.adaptation.batch_size)
 
 
 def calibrate_trainer(trainer: Any) -> CalibrationResult:
