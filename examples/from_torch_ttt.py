@@ -45,7 +45,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import set_seed
 
-from hf_it3 import AdaptationConfig, IT3ForImageClassification
+from hf_it3 import AdaptationConfig, IT3ForImageClassification, TestTimeAdapter
 from hf_it3.corruptions import corrupt
 from hf_it3.data import load_digits
 from hf_it3.evaluation.images import PixelCollator
@@ -161,7 +161,7 @@ def main() -> None:
         theirs = engine(pixels)[0]
         output = model.adapt(pixels)
         ours = output.logits.softmax(-1)
-        defaults = model.adapt(pixels, **{**AdaptationConfig(gate=None).to_dict(), "distance": "neg_dot"}).logits
+        defaults = TestTimeAdapter(model, AdaptationConfig(gate=None, distance="neg_dot"))(pixels).logits
         accuracies = [
             (answer.argmax(-1) == labels).float().mean() for answer in (output.initial_logits, theirs, ours, defaults)
         ]

@@ -61,9 +61,7 @@ def main() -> None:
         train_network(digits["train"], processor, names, model, 0, recipe, options.num_epochs)
 
     # No steps: the model answers as it is, and the distance comes with the answer.
-    classifier = pipeline(
-        "it3-image-classification", model=str(model), top_k=1, return_idempotence=True, num_steps=0, augmentations=0
-    )
+    classifier = pipeline("it3-image-classification", model=str(model), top_k=1, return_idempotence=True, num_steps=0)
     rows = digits["test"].select(range(min(options.max_images, len(digits["test"]))))
     batch = PixelCollator(classifier.image_processor)(list(rows))
     clean, labels = batch["pixel_values"], [classifier.model.config.id2label[label] for label in rows["label"]]

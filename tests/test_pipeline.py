@@ -322,6 +322,23 @@ class TestSettings:
         with pytest.raises(ValueError, match=message):
             classifier(["no-such-file.png"], **override)
 
+    def test_a_single_image_says_that_it_was_averaged_and_not_adapted_to(self, classifier, pictures):
+        entry = classifier(pictures[0], return_idempotence=True)[0]
+        assert (entry["adapted"], entry["averaged"]) == (False, True)
+
+    def test_settings_of_a_call_act_beside_those_of_the_pipeline(self, classifier, pictures):
+        stream = IT3Pipeline(
+            model=classifier.model, image_processor=classifier.image_processor, scope="stream", gate_window=8
+        )
+        assert len(stream(pictures, gate_window=4)) == len(pictures)
+        with pytest.raises(ValueError, match="single_image='batch' cannot act in scope 'stream'"):
+            stream(pictures, single_image="batch")
+
+    def test_a_stream_goes_on_whatever_number_of_images_adapts_together(self, classifier, pictures):
+        for size in (2, 3):
+            classifier(pictures[:6], scope="stream", gate=None, adaptation_batch_size=size)
+        assert classifier.adapter(scope="stream", gate=None).stream.num_images == 12
+
     @pytest.mark.parametrize(("top_k", "count"), [(1, 1), (3, 3), (None, 10), (99, 10)])
     def test_top_k_limits_the_classes(self, classifier, pictures, top_k, count):
         assert len(classifier(pictures[0], top_k=top_k)) == count
@@ -345,7 +362,7 @@ class TestSettings:
         results = classifier(pictures, gate=None, return_idempotence=True, return_unadapted=True)
         for position, result in enumerate(results):
             for entry in result:
-                assert entry.keys() == {"label", "score", "unadapted_score", "idempotence", "adapted"}
+                assert entry.keys() == {"label", "score", "unadapted_score", "idempotence", "adapted", "averaged"}
                 assert entry["adapted"] is True
                 assert entry["idempotence"] == pytest.approx(output.idempotence[position].item(), abs=1e-5)
                 label = classifier.model.config.label2id[entry["label"]]

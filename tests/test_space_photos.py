@@ -167,8 +167,9 @@ def test_a_port_that_cannot_be_used_is_an_error_of_one_line(capsys, directory, p
 def test_no_steps_are_not_taken_for_a_closed_gate(served, photographs):
     served.model.config.reference_distance = {"mean": -2.0, "std": 0.01}
     pixels = served.read([Image.open(photographs[0]), Image.open(photographs[1])])
-    shown = render_result(classify(served.classifier(), pixels, num_steps=0, augmentations=0, gate=3.0), [])
-    assert "Not adapted: no steps were asked for" in shown
+    for settings in ({"num_steps": 0}, {"scope": "average", "augmentations": 1}, {"scope": "image", "num_steps": 0}):
+        shown = render_result(classify(served.classifier(), pixels, norm_statistics="source", **settings), [])
+        assert "Not adapted: no steps were asked for" in shown
     served.model.config.reference_distance = {"mean": 2.0, "std": 0.01}
     shown = render_result(classify(served.classifier(), pixels, gate=3.0), [])
     assert "Not adapted: the distance lies below the gate" in shown
@@ -222,10 +223,10 @@ def test_files_that_cannot_be_used_are_named_and_the_next_ones_work(browser, add
 
 
 def test_settings_beyond_the_usual_ranges_are_the_ones_that_the_page_starts_with(served):
-    own = {"num_steps": 50, "augmentations": 40, "augmentation_steps": None, "gate": None}
+    own = {"num_steps": 50, "augmentations": 40, "augmentation_steps": 45, "gate": None}
     served.model.config.adaptation = served.model.config.adaptation.replace(**own)
     blocks = {block.label: block for block in build_app(served).blocks.values() if getattr(block, "label", None)}
-    for label, value in (("Steps", 50), ("Augmentations", 40), ("Steps on augmentations", 50)):
+    for label, value in (("Steps", 50), ("Augmentations", 40), ("Steps on augmentations", 45)):
         assert blocks[label].value == value <= blocks[label].maximum
     assert blocks["Adapt only where the distance exceeds the gate"].value is False
 
@@ -255,6 +256,8 @@ def test_what_is_said_of_the_gate_is_what_was_held_against_it(served, photograph
     assert "mean of the images: <b" in told(3)
     assert "mean of the latest images: <b" in told(3, scope="stream")
     assert "whatever the gate says" not in told(3)
+    assert "3 of 3 images were averaged over augmentations" in told(3, scope="average")
+    assert "whatever the gate says" not in told(1, augmentation_steps=1, gate=None)
     statistics = told(3, num_steps=0, norm_statistics="batch")
     assert "3 of 3 images were adapted to" in statistics
     assert "statistics of the batch took the place" in statistics

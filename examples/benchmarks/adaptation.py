@@ -39,7 +39,7 @@ from hf_it3 import IT3CNNConfig, IT3ForImageClassification, TestTimeAdapter
 from hf_it3.utils import new_figure
 
 
-STEPS = {"num_steps": 1, "learning_rate": 1e-3, "gate": None, "diversity_weight": 0.0, "augmentations": 0}
+STEPS = {"num_steps": 1, "learning_rate": 1e-3, "gate": None, "diversity_weight": 0.0}
 
 
 def import_it3_engine():
@@ -181,7 +181,7 @@ def speed(seconds: float) -> list[dict]:
         for batch in batches:
             images = torch.randn(batch, *size)
             for objective, anchor in (("same objective", "self"), ("frozen anchor", "frozen")):
-                adapter = TestTimeAdapter(model, anchor=anchor, **STEPS)
+                adapter = TestTimeAdapter(model, anchor=anchor, single_image="batch", **STEPS)
                 add(name, batch, objective, partial(engine, images), partial(adapter, images))
 
     for name, build, size, batch, parameters in (
@@ -228,7 +228,7 @@ def memory() -> dict[str, float]:
     image = torch.randn(1, 3, 64, 64)
     engine(image)
     theirs = peak_memory(lambda: engine(image))
-    ours = peak_memory(lambda: TestTimeAdapter(model, parameters="norm", **STEPS)(image))
+    ours = peak_memory(lambda: TestTimeAdapter(model, parameters="norm", single_image="batch", **STEPS)(image))
     print(
         f"peak extra memory: torch-ttt {theirs / 2**20:.1f} MiB, hf_it3 {ours / 2**20:.1f} MiB ({ours / theirs:.2f})"
     )

@@ -26,7 +26,12 @@ class Answer:
     after: list[float]
     distance: float
     adapted: bool
+    averaged: bool
     truth: str | None = None
+
+    @property
+    def changed(self) -> bool:
+        return self.adapted or self.averaged
 
     @property
     def top_before(self) -> str:
@@ -48,7 +53,6 @@ class Result:
         gate: idempotence distance from which on images are taken for shifted, `None` where there is no gate.
         looked_at: the distance that was held against it, of an image or the mean of those that share weights.
         whose: the image or images that this is the distance of, in words.
-        alone: whether each image adapted by itself.
     """
 
     answers: list[Answer]
@@ -57,7 +61,11 @@ class Result:
     gate: float | None
     looked_at: float
     whose: str
-    alone: bool
+
+    @property
+    def only_averaged(self) -> bool:
+        """Whether images were averaged over augmentations, and no weights changed."""
+        return not self.losses and any(answer.averaged for answer in self.answers)
 
 
 def choose_corruptions(num_channels: int) -> list[str]:
@@ -102,6 +110,7 @@ def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | No
             after=[entry["score"] for entry in classes],
             distance=classes[0]["idempotence"],
             adapted=classes[0]["adapted"],
+            averaged=classes[0]["averaged"],
             truth=truth,
         )
         for image, classes, truth in zip(pixels, entries, names, strict=True)
@@ -117,7 +126,7 @@ def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | No
     gate = adapter.shift_test.limit(len(distances))
     histories = [classes[0]["loss_history"] for classes in entries if classes[0]["loss_history"]]
     losses = np.mean(histories, axis=0).tolist() if histories else []
-    return Result(answers, losses, seconds, gate, float(np.mean(distances)), whose, alone)
+    return Result(answers, losses, seconds, gate, float(np.mean(distances)), whose)
 
 
 def clean_distances(classifier: IT3Pipeline, pixels: Tensor) -> list[float]:

@@ -93,7 +93,7 @@ class Page:
         }
         if scope != "average":
             settings["num_steps"] = num_steps
-        if scope in ("average", "batch"):
+        if scope == "average" or (scope == "batch" and model.config.adaptation.single_image == "average"):
             settings.update(augmentations=augmentations, augmentation_steps=augmentation_steps)
         if not gated:
             settings["gate"] = None

@@ -158,13 +158,13 @@ def _short(name: str) -> str:
 def _headline(result: Result) -> str:
     answers = result.answers
     count = len(answers)
-    adapted = sum(answer.adapted for answer in answers)
-    images = "The image was" if count == 1 else f"{adapted} of {count} images were"
-    if not adapted:
+    changed = sum(answer.changed for answer in answers)
+    images = "The image was" if count == 1 else f"{changed} of {count} images were"
+    if not changed:
         below = result.gate is not None and result.looked_at < result.gate
         reason = "the distance lies below the gate: no shift" if below else "no steps were asked for"
         return f"Not adapted: {reason}"
-    how = "adapted to" if result.losses or not result.alone else "averaged over augmentations"
+    how = "averaged over augmentations" if result.only_averaged else "adapted to"
     if answers[0].truth is None:
         return f"{images} {how}"
     before = sum(answer.top_before == answer.truth for answer in answers)
@@ -173,7 +173,7 @@ def _headline(result: Result) -> str:
 
 
 def _explanation(result: Result) -> str:
-    if result.losses or not result.alone or not any(answer.adapted for answer in result.answers):
+    if not result.only_averaged:
         return ""
     return '<p class="muted">That leaves the weights as they are, so it is done whatever the gate says.</p>'
 
@@ -277,12 +277,12 @@ def _losses(result: Result) -> str:
     losses = result.losses
     title = "<h3>Loss per step</h3>"
     if not losses:
-        if not any(answer.adapted for answer in result.answers):
+        if not any(answer.changed for answer in result.answers):
             why = "The gate stayed closed, or no steps were asked for."
         else:
             why = (
                 "An image that adapts alone is averaged over its augmentations, by default without optimizer steps."
-                if result.alone
+                if result.only_averaged
                 else "The statistics of the batch took the place of those of the training images."
             )
         return f'{title}<p class="muted">No optimizer steps were taken. {why}</p>'

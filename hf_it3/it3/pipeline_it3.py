@@ -65,7 +65,8 @@ class IT3Pipeline(ImageClassificationPipeline):
         batch_size (`int`, *optional*): images that are computed at once where none adapt together, with `adapt=False`
             for example. It is for speed alone, and changes no answer beyond rounding.
         return_idempotence (`bool`, defaults to `False`): add to every class the `idempotence` distance of its image
-            and whether that was `adapted`; not with `adapt=False`, which never measures it.
+            and whether that was `adapted` to, or `averaged` over augmentations; not with `adapt=False`, which never
+            measures it.
         return_unadapted (`bool`, defaults to `False`): add to every class its `unadapted_score`.
         return_loss_history (`bool`, defaults to `False`): add to every class the `loss_history` of its image: the
             objective before each optimizer step, the same for images that adapted together; an empty list where no
@@ -142,8 +143,9 @@ class IT3Pipeline(ImageClassificationPipeline):
             forward["adapt"] = adapt
         if overrides:
             # Also checks the names and values, before any image is read.
-            self.model.config.adaptation.replace(**overrides).check_named(overrides)
-            forward["overrides"] = {**getattr(self, "_forward_params", {}).get("overrides", {}), **overrides}
+            merged = {**getattr(self, "_forward_params", {}).get("overrides", {}), **overrides}
+            self.model.config.adaptation.replace(**merged).check_named(overrides)
+            forward["overrides"] = merged
         additions = {
             "return_idempotence": return_idempotence,
             "return_unadapted": return_unadapted,
@@ -261,8 +263,8 @@ class IT3Pipeline(ImageClassificationPipeline):
         # Of each image, since the outputs of a batch are taken apart; images that share weights share their history.
         history = output.loss_history
         history = history.T if history.ndim == 2 else history.expand(len(pixel_values), -1)
-        answers = {name: output[name] for name in ("logits", "initial_logits", "idempotence", "adapted")}
-        return {**answers, "loss_history": history}
+        names = ("logits", "initial_logits", "idempotence", "adapted", "averaged")
+        return {**{name: output[name] for name in names}, "loss_history": history}
 
     def _plain_logits(self, pixel_values: Tensor) -> Tensor:
         """Of the unadapted model in eval mode, without a change to the modes or buffers of a model in training."""
@@ -276,6 +278,8 @@ class IT3Pipeline(ImageClassificationPipeline):
 
     def _adapter(self, overrides: dict[str, Any]) -> TestTimeAdapter:
         """The adapter for these settings, kept so that streams live on from call to call."""
+        # Whatever number of images it gets at once: a stream goes on.
+        overrides = {name: value for name, value in overrides.items() if name != "batch_size"}
         config = self.model.config.adaptation.replace(**overrides)
         with self._adapters_lock:
             entry = next((entry for entry in self._adapters if entry[0] == config), None)
@@ -335,6 +339,7 @@ class IT3Pipeline(ImageClassificationPipeline):
             shift = {
                 "idempotence": model_outputs["idempotence"][0].item(),
                 "adapted": bool(model_outputs["adapted"][0]),
+                "averaged": bool(model_outputs["averaged"][0]),
             }
             classes = [{**entry, **shift} for entry in classes]
         if return_loss_history and "loss_history" in model_outputs:
