@@ -1,5 +1,7 @@
 """A tiny untrained model, and quiet arguments for a few steps of training."""
 
+import functools
+
 import pytest
 import torch
 from transformers import set_seed
@@ -13,30 +15,31 @@ def tiny(**values) -> IT3ForImageClassification:
     return IT3ForImageClassification(IT3Config(**{"backbone_config": backbone, **values}))
 
 
+def quiet_arguments(folder, **values):
+    """Arguments for a few steps on the CPU."""
+    kind = values.pop("kind", IT3TrainingArguments)
+    ours = {"reference_images": 0} if kind is IT3TrainingArguments else {}
+    return kind(
+        **{
+            "output_dir": str(folder),
+            "max_steps": 3,
+            "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 32,
+            "learning_rate": 1e-2,
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            **ours,
+            **values,
+        }
+    )
+
+
 @pytest.fixture
 def arguments(tmp_path):
     """Makes quiet arguments for a few steps on the CPU."""
-
-    def make(**values):
-        kind = values.pop("kind", IT3TrainingArguments)
-        ours = {"reference_images": 0} if kind is IT3TrainingArguments else {}
-        return kind(
-            **{
-                "output_dir": str(tmp_path / "runs"),
-                "max_steps": 3,
-                "per_device_train_batch_size": 8,
-                "per_device_eval_batch_size": 32,
-                "learning_rate": 1e-2,
-                "save_strategy": "no",
-                "logging_strategy": "no",
-                "disable_tqdm": True,
-                "use_cpu": True,
-                **ours,
-                **values,
-            }
-        )
-
-    return make
+    return functools.partial(quiet_arguments, tmp_path / "runs")
 
 
 @pytest.fixture(scope="session")

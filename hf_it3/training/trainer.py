@@ -17,6 +17,7 @@ from ..it3.interface_it3 import IdempotentModel, idempotent_model
 from ..it3.shell_it3 import frozen_modes
 from ..it3.shift_test_it3 import idempotence_distances
 from ..utils import load_room
+from .checkpoints import check_whole, last_whole_checkpoint
 from .trainer_defaults import check_optimizer, name_classes, prepare_model, with_defaults, with_our_arguments
 from .trainer_hub import TrainerHubMixin
 from .training_arguments import IT3TrainingArguments
@@ -121,11 +122,24 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
         model._image_processor = getattr(self, "processing_class", None)
         return model
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains as `Trainer.train` does, then measures the clean reference distance and calibrates if asked to."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains as `Trainer.train` does, then measures the clean reference distance and calibrates if asked to.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint; `True` takes the last one in the output
+                folder that was written to its end, and warns of those that were cut off.
+            args, kwargs: as in `Trainer`.
+
+        Raises:
+            ValueError: if the checkpoint was not written to its end, or there is none.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args)
+        elif resume_from_checkpoint:
+            check_whole(resume_from_checkpoint, self.args)
         if self.calibrate:
             load_room("evaluation.calibration").check_trainer(self)
-        output = super().train(*args, **kwargs)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.args.reference_images:
             self.measure_reference_distance()
         if self.calibrate:
