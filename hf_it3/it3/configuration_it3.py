@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .adaptation_config_it3 import AdaptationConfig, check_known_fields, describe_callable, resolve_adaptation
@@ -102,7 +101,7 @@ class IT3Config(PreTrainedConfig):
     """
 
     model_type = "it3"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet")}
+    sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = ["signal_logits", "classification_loss", "idempotence_loss"]
 
     if TYPE_CHECKING:

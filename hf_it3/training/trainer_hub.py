@@ -1,5 +1,6 @@
 """Model card and push of the trainer."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
@@ -87,8 +88,10 @@ class TrainerHubMixin(Trainer):
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token if token is not None else self.args.hub_token
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
+        private = self.args.hub_private_repo if private is None else private
+        if self.hub_model_id is None and self.is_world_process_zero():
+            name = Path(str(self.args.output_dir)).absolute().name
+            self.hub_model_id = hf_api().create_repo(name, token=token, private=private, exist_ok=True).repo_id
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
