@@ -55,6 +55,7 @@ class TrainerHubMixin(Trainer):
             "dataset": names[0] if names else _dataset_of(self.train_dataset),
             "tags": [tags] if isinstance(tags, str) else list(tags or ()),
             "results": _latest_results(self.state.log_history) if results is None else results,
+            "training": load_room("hub.card_facts").training_facts(self),
             **kwargs,
         }
         given = {name: value for name, value in given.items() if value is not None}
@@ -90,7 +91,7 @@ class TrainerHubMixin(Trainer):
         token = token if token is not None else self.args.hub_token
         private = self.args.hub_private_repo if private is None else private
         if self.hub_model_id is None and self.is_world_process_zero():
-            name = Path(str(self.args.output_dir)).absolute().name
+            name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
             self.hub_model_id = hf_api().create_repo(name, token=token, private=private, exist_ok=True).repo_id
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
