@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -30,7 +31,7 @@ from .data import (
 from .evaluation.demo_report import Measurement, SeedResult, condition_results, describe_seed
 from .evaluation.images import Normalization, PixelCollator
 from .evaluation.storage import write_atomically
-from .hub.card_facts import installed_versions
+from .hub.card_facts import installed_versions, training_facts
 from .hub.model_card import write_model_card
 from .it3.configuration_cnn_it3 import IT3CNNConfig
 from .it3.configuration_it3 import IT3Config
@@ -59,6 +60,7 @@ RECIPES = {
     DIGITS: Recipe(0.31, 0.38, 15, 32, 125, "scikit-learn's handwritten digits"),
     "mnist": Recipe(0.1307, 0.3081, 2, 256, 256, "MNIST"),
 }
+EXAMPLE = "example.png"  # a noisy test image, for the example of use in the model card
 
 
 def run_demo(
@@ -120,7 +122,7 @@ def run_demo(
     results = []
     for seed in range(seeds):
         directory = output_dir if seed == 0 else output_dir / f"seed_{seed}"
-        seconds = train_network(train, processor, names, directory, seed, recipe, num_epochs)
+        trainer = train_network(train, processor, names, directory, seed, recipe, num_epochs)
         classifier = pipeline(TASK, model=str(directory))  # type: ignore[call-overload] # a task of ours
         noisy = add_noise(pixels, noise_std * recipe.std, seed)
         answers = PipelineAnswers(classifier)
@@ -129,15 +131,17 @@ def run_demo(
             "noisy": (answers, as_bytes(noisy)),
             "float_noise": (FloatAnswers(classifier), _resize(noisy, processor)),
         }
-        result = SeedResult(seed, seconds)
+        result = SeedResult(seed)
         for condition, (answer, images) in ways.items():
             result.conditions[condition] = measure(answer, images, labels, batch_size, f"seed {seed}, {condition}")
         results.append(result)
         if seed == 0:
+            training = training_facts(trainer)
+            Image.fromarray(as_bytes(noisy[:1])[0][0]).save(output_dir / EXAMPLE)
             titles = {"clean": pixels, f"noise, sigma {noise_std:g}": noisy}
             picture = plot_images([(title, images[:10]) for title, images in titles.items()])
             picture.savefig(output_dir / "digits.png", dpi=120)
-    return _finish(output_dir, results, recipe, dataset, noise_std, batch_size)
+    return _finish(output_dir, results, recipe, dataset, noise_std, batch_size, training)
 
 
 def _label_names(dataset: Any) -> list[str]:
@@ -172,8 +176,8 @@ def train_network(
     recipe: Recipe,
     num_epochs: int | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> float:
-    """Trains the tutorial's network and saves it into a directory; returns the seconds that training took."""
+) -> IT3Trainer:
+    """Trains the tutorial's network and saves it into a directory."""
     set_seed(seed)
     id2label = dict(enumerate(names))
     backbone = IT3CNNConfig(id2label=id2label, label2id={name: index for index, name in id2label.items()})
@@ -191,11 +195,9 @@ def train_network(
     trainer = IT3Trainer(
         model, arguments, train_dataset=dataset, processing_class=processor, callbacks=list(callbacks)
     )
-    start = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - start
     trainer.save_model()
-    return seconds
+    return trainer
 
 
 def add_noise(pixels: Tensor, std: float, seed: int) -> Tensor:
@@ -260,6 +262,7 @@ def _finish(
     dataset: str,
     noise_std: float,
     batch_size: int,
+    training: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Writes pictures, `results.json` and the model card."""
     groups = [
@@ -278,6 +281,7 @@ def _finish(
         "noise_std": noise_std,
         "batch_size": batch_size,
         "num_test_images": sum(results[0].conditions["clean"][0].batch_sizes),
+        "training": training,
         "adaptation": config.adaptation.to_dict(),
         "seeds": [describe_seed(result) for result in results],
         "versions": installed_versions(),
@@ -290,6 +294,8 @@ def _finish(
         results=condition_results(document),
         dataset=document["dataset"],
         dataset_name=recipe.title,
+        training=training,
+        example=output_dir / EXAMPLE,
         plots=[
             (output_dir / "digits.png", f"Clean test images, and with Gaussian noise of sigma {noise_std:g}"),
             (output_dir / "accuracy.png", "Accuracy of single batches, without and with adaptation"),

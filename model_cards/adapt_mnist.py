@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, TestTimeAdapter
 from hf_it3.corruptions import corrupt
-from hf_it3.data import load_images
+from hf_it3.data import as_bytes, load_images
+from hf_it3.demo import EXAMPLE
 from hf_it3.evaluation.images import Normalization, PixelCollator
 from hf_it3.hub.adapted_model import save_adapted
 from hf_it3.hub.card_facts import installed_versions
@@ -66,6 +68,8 @@ def main() -> None:
     adapted.config.base_model["data"] = f"{half:,} test images of MNIST, {adapted_to}"
     adapted._image_processor = processor
     save_adapted(adapted, arguments.output_dir)
+    noisy = corrupt(pixels[:1], CONDITIONS[adapted_to], seed=0)
+    Image.fromarray(as_bytes(noisy)[0][0]).save(Path(arguments.output_dir, EXAMPLE))
 
     results = []
     for condition, pixels in images.items():

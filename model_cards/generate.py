@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from hf_it3 import IT3Config
+from hf_it3.demo import EXAMPLE
 from hf_it3.evaluation.demo_report import condition_results
 from hf_it3.hub.card_merging import CARD_NAME
 from hf_it3.hub.model_card import build_model_card
@@ -40,6 +41,8 @@ def card_of(directory: Path) -> ModelCard:
         dataset="ylecun/mnist" if dataset == "mnist" else dataset,
         dataset_name=TITLES.get(dataset, dataset),
         license="apache-2.0",
+        training=document.get("training"),
+        example=EXAMPLE if (directory / EXAMPLE).is_file() else None,
         versions=document["versions"],
         hardware=document.get("hardware") or f"a CPU, {threads} thread{'s' if threads > 1 else ''}",
         plots=[(name, caption) for name, caption in CAPTIONS.items() if (directory / name).is_file()],
@@ -54,7 +57,7 @@ def take(name: str, run: Path) -> None:
     """Copies results, configuration and pictures of a run into the folder of a model."""
     directory = HERE / name
     directory.mkdir(exist_ok=True)
-    for file in (*TAKEN, *CAPTIONS):
+    for file in (*TAKEN, EXAMPLE, *CAPTIONS):
         if (run / file).is_file() or file in TAKEN:
             shutil.copyfile(run / file, directory / file)
 

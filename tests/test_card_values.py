@@ -68,6 +68,7 @@ def make(value, folder, is_adapted=False):
         language=value,
         tags=[value],
         plots=[(folder / "plot.png", value)],
+        training={"optimizer": value, value: "1"},
         versions={"torch": value, value: "1"},
         hardware=value,
     )

@@ -34,6 +34,9 @@ def test_it_leaves_a_model_that_loads_a_card_and_pictures(finished):
     assert classifier.model.config.reference_distance["num_images"] == 400
     card = ModelCard.load(directory / "README.md")
     assert card.data.library_name == "hf_it3"
+    assert "| training images | 400 |" in card.text
+    assert classifier(str(directory / "example.png"), top_k=1)
+    assert '"example.png"' in card.text
     for name in ("digits.png", "accuracy.png"):
         with Image.open(directory / name) as image:
             assert min(image.size) > 100

@@ -1,6 +1,7 @@
 """Model cards: what they say, that they can be run, and that nobody's words are lost."""
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,7 +72,7 @@ class TestContents:
     def test_robustness_table_and_cost(self, card):
         assert "| clean | 96.7 | 96.6 | -0.1 |" in card.text
         assert r"| noise\|2 | 55.0 (52.0 to 58.0) | 78.6 (77.0 to 80.2) | +23.6 |" in card.text
-        assert "| unadapted | 0.1 |\n| adapted | 1.25 |" in card.text
+        assert "An image takes 12.5 times as long with adaptation as without" in card.text
 
     def test_what_the_base_model_reached_stands_beside_an_adapted_model(self, model):
         results = [
@@ -92,7 +93,7 @@ class TestContents:
             "Intended use",
             "Adaptation settings",
             "Measured robustness",
-            "Cost per image",
+            "Cost",
             "Limits",
             "Versions",
             "Citation",
@@ -110,7 +111,27 @@ class TestContents:
         card = build_model_card(model, model_id=trained_directory)
         snippet = re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1]
         exec(snippet, {})
-        assert capsys.readouterr().out.count("'label'") == 3
+        assert capsys.readouterr().out.count("'label'") == 1
+
+    def test_usage_snippet_reads_the_picture_of_the_repository(
+        self, trained_directory, model, digits, tmp_path, capsys
+    ):
+        directory = tmp_path / "model"
+        shutil.copytree(trained_directory, directory)
+        digits["test"][0]["image"].save(tmp_path / "example.png")
+        path = write_model_card(directory, model, model_id=str(directory), example=tmp_path / "example.png")
+        (tmp_path / "example.png").unlink()
+        snippet = re.search(r"```python\n(.*?)```", path.read_text(), re.DOTALL)[1]
+        assert "Image.new" not in snippet
+        exec(snippet, {})
+        assert capsys.readouterr().out.count("'label'") == 1
+
+    def test_hyperparameters_stand_in_a_table(self, model):
+        card = build_model_card(model, model_id="a/b", training={"learning rate": "0.001", "seed": 3})
+        assert (
+            "## Training\n\n| hyperparameter | value |\n|---|---|\n| learning rate | 0.001 |\n| seed | 3 |"
+            in card.text
+        )
 
     def test_results_of_an_evaluation_are_taken_as_they_are(self, model):
         results = SimpleNamespace(model_index_entries=lambda: RESULTS)
@@ -232,6 +253,16 @@ class TestTrainer:
         ]
         assert (data.license, data.datasets) == ("mit", ["ylecun/mnist"])
         assert "mine" in data.tags
+
+    def test_the_card_has_the_hyperparameters_of_a_training_and_none_before(self, trainer, tmp_path):
+        trainer.create_model_card()
+        assert "## Training" not in (tmp_path / "README.md").read_text()
+        trainer.args.max_steps = 3
+        trainer.train()
+        trainer.create_model_card()
+        text = (tmp_path / "README.md").read_text()
+        for row in ("training images | 64", "optimizer steps | 3", "images per step | 8", "learning rate | 5e-05"):
+            assert f"| {row} |" in text
 
     def test_only_the_main_process_writes(self, trainer, tmp_path, monkeypatch):
         monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)

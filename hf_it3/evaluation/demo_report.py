@@ -25,7 +25,6 @@ class SeedResult:
     """What one seed gave: a pair of measurements, without and with adaptation, per condition."""
 
     seed: int
-    train_seconds: float
     conditions: dict[str, tuple[Measurement, Measurement]] = field(default_factory=dict)
 
 
@@ -33,7 +32,6 @@ def describe_seed(result: SeedResult) -> dict[str, Any]:
     """A seed's part of `results.json`."""
     return {
         "seed": result.seed,
-        "train_seconds": round(result.train_seconds, 1),
         "conditions": {
             name: {
                 how: {

@@ -9,6 +9,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..it3.adaptation_config_it3 import AdaptationConfig
 from ..it3.backbone_defaults_it3 import BACKBONE_DEFAULTS, resolve_defaults
+from ..it3.interface_it3 import idempotent_model
 from .card_text import Markdown, code
 
 
@@ -47,6 +48,35 @@ def model_facts(model: Any) -> dict[str, Any]:
         "calibration_corruptions": ", ".join(getattr(config, "calibration_corruptions", None) or []),
         **_input_facts(config),
     }
+
+
+def training_facts(trainer: Any) -> dict[str, Any] | None:
+    """The hyperparameters of a finished training; `None` where the trainer has not trained."""
+    arguments, state = trainer.args, trainer.state
+    if not state.global_step:
+        return None
+    images = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else None
+    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    facts = {
+        "training images": images and f"{images:,}",
+        "epochs": state.epoch and f"{state.epoch:.4g}",
+        "optimizer steps": f"{state.global_step:,}",
+        "images per step": per_step,
+        "optimizer": getattr(arguments.optim, "value", arguments.optim),
+        "learning rate": _number(arguments.learning_rate),
+        "learning rate of the embedder": _number(getattr(arguments, "embedder_learning_rate", None)),
+        "learning rate schedule": getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type),
+        "warmup steps": arguments.get_warmup_steps(state.max_steps),
+        "weight decay": _number(arguments.weight_decay),
+        "weight of the pass with a signal": _number(idempotent_model(trainer.model).config.idempotence_weight),
+        "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
+        "seed": arguments.seed,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:g}"
 
 
 def public_id(name: Any) -> str | None:
@@ -120,5 +150,4 @@ def _input_facts(config: Any) -> dict[str, Any]:
     size = getattr(config.backbone_config, "image_size", None) or 224
     height, width = (size, size) if isinstance(size, int) else size
     is_grey = getattr(config.backbone_config, "num_channels", 3) == 1
-    shades = "(0, 128, 255)" if is_grey else '("black", "grey", "white")'
-    return {"mode": "L" if is_grey else "RGB", "width": width, "height": height, "shades": shades}
+    return {"mode": "L" if is_grey else "RGB", "width": width, "height": height}

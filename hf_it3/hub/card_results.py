@@ -108,10 +108,11 @@ def _percent(mean: float, values: Sequence[float]) -> str:
     return f"{100 * mean:.1f}{spread}"
 
 
-def _cost(results: Sequence[ConditionResult]) -> dict[str, str] | None:
+def _cost(results: Sequence[ConditionResult]) -> str | None:
+    """How many times as long an image takes with adaptation: unlike times, this says something of other machines."""
     times = [(result.milliseconds_unadapted, result.milliseconds_adapted) for result in results]
     times = [pair for pair in times if None not in pair]
     if not times:
         return None
     unadapted, adapted = (statistics.fmean(column) for column in zip(*times, strict=True))
-    return {"unadapted": f"{unadapted:.3g}", "adapted": f"{adapted:.3g}"}
+    return f"{adapted / unadapted:.1f}" if unadapted else None

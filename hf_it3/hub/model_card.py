@@ -27,6 +27,7 @@ def write_model_card(directory: Any, model: Any, **kwargs: Any) -> Path:
         directory (`str` or `PathLike`): where the model is saved.
         model ([`IT3ForImageClassification`] or [`IT3Config`]): the model, or its configuration.
         plots: image files to show, copied into the directory.
+        example: an image file for the example of use, copied into the directory as well.
         kwargs: see [`build_model_card`].
 
     Returns:
@@ -38,6 +39,8 @@ def write_model_card(directory: Any, model: Any, **kwargs: Any) -> Path:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     kwargs["plots"] = [_keep_plot(plot, directory) for plot in kwargs.get("plots", ())]
+    if kwargs.get("example"):
+        kwargs["example"] = _keep(kwargs["example"], directory)
     kwargs["model_id"] = kwargs.get("model_id") or directory.resolve().name
     card = build_model_card(model, **kwargs)
     path = directory / CARD_NAME
@@ -62,6 +65,8 @@ def build_model_card(
     language: Any = None,
     tags: Iterable[str] = (),
     plots: Sequence[tuple[str, str]] = (),
+    example: str | None = None,
+    training: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
     hardware: str | None = None,
 ) -> ModelCard:
@@ -78,8 +83,11 @@ def build_model_card(
         license (`str`): identifier of the licence of the weights.
         language (*optional*), tags: further metadata.
         plots (list of `(file, caption)`): image files in the repository.
+        example (`str`, *optional*): an image file in the repository, which the example of use classifies.
+        training (`dict`, *optional*): hyperparameters by name, as readers shall see them; see
+            [`~hf_it3.hub.card_facts.training_facts`].
         versions (`dict`, *optional*): of the packages; by default those installed.
-        hardware (`str`, *optional*): what the times were measured on.
+        hardware (`str`, *optional*): what the cost of adaptation was measured on.
     """
     config = getattr(model, "config", model)
     left_out = list(getattr(results, "left_out", ()))
@@ -107,6 +115,8 @@ def build_model_card(
         hardware=hardware,
         left_out=left_out,
         plots=[{"file": link_target(file), "caption": caption} for file, caption in plots],
+        example=None if example is None else literal(example),
+        training=list((training or {}).items()),
         versions=list((installed_versions() if versions is None else versions).items()),
         **model_facts(model),
         **result_facts(results),
@@ -123,7 +133,12 @@ def _text(value: Any) -> str | None:
 def _keep_plot(plot: Any, directory: Path) -> tuple[str, str]:
     """Copies a plot into the directory; returns its name there and its caption."""
     path, caption = (plot, None) if isinstance(plot, (str, Path)) else plot
-    path = Path(path)
+    return _keep(path, directory), caption or Path(path).stem.replace("_", " ")
+
+
+def _keep(file: Any, directory: Path) -> str:
+    """Copies a file into the directory, if it is not there; returns its name."""
+    path = Path(file)
     if path.resolve().parent != directory.resolve():
         shutil.copyfile(path, directory / path.name)
-    return path.name, caption or path.stem.replace("_", " ")
+    return path.name
