@@ -1,7 +1,7 @@
-"""Idempotent test-time training for image classifiers, in transformers.
+"""Idempotent test-time training for image classification, segmentation and regression, in transformers.
 
-Importing the package registers its models with the Auto classes and its pipeline under the task
-`"it3-image-classification"`.
+Importing the package registers its models with the Auto classes and its pipelines under the tasks
+`"it3-image-classification"` and `"it3-image-segmentation"`.
 """
 
 import importlib
@@ -20,12 +20,16 @@ _PUBLIC_NAMES = {
     "IT3CNNForImageClassification": "it3.modeling_cnn_it3",
     "IT3Config": "it3.configuration_it3",
     "IT3ForImageClassification": "it3.modeling_it3",
+    "IT3ForSemanticSegmentation": "it3.modeling_segmentation_it3",
     "IT3ImageClassifierOutput": "it3.modeling_it3",
     "IT3ImageProcessor": "it3.image_processing_it3",
     "IT3Pipeline": "it3.pipeline_it3",
+    "IT3SegmentationPipeline": "it3.pipeline_segmentation_it3",
+    "IT3SemanticSegmenterOutput": "it3.modeling_segmentation_it3",
     "IT3Trainer": "training.trainer",
     "IT3TrainingArguments": "training.training_arguments",
     "LabelEmbedder": "it3.task_it3",
+    "LabelMapEmbedder": "it3.task_it3",
     "TestTimeAdapter": "it3.adaptation_it3",
 }
 
@@ -36,12 +40,16 @@ __all__ = [
     "IT3CNNForImageClassification",
     "IT3Config",
     "IT3ForImageClassification",
+    "IT3ForSemanticSegmentation",
     "IT3ImageClassifierOutput",
     "IT3ImageProcessor",
     "IT3Pipeline",
+    "IT3SegmentationPipeline",
+    "IT3SemanticSegmenterOutput",
     "IT3Trainer",
     "IT3TrainingArguments",
     "LabelEmbedder",
+    "LabelMapEmbedder",
     "TestTimeAdapter",
     "__version__",
 ]
@@ -53,8 +61,11 @@ if TYPE_CHECKING:
     from .it3.configuration_it3 import IT3Config
     from .it3.image_processing_it3 import IT3ImageProcessor
     from .it3.modeling_cnn_it3 import IT3CNNForImageClassification
-    from .it3.modeling_it3 import IT3ForImageClassification, IT3ImageClassifierOutput, LabelEmbedder
+    from .it3.modeling_it3 import IT3ForImageClassification, IT3ImageClassifierOutput
+    from .it3.modeling_segmentation_it3 import IT3ForSemanticSegmentation, IT3SemanticSegmenterOutput
     from .it3.pipeline_it3 import IT3Pipeline
+    from .it3.pipeline_segmentation_it3 import IT3SegmentationPipeline
+    from .it3.task_it3 import LabelEmbedder, LabelMapEmbedder
     from .training.trainer import IT3Trainer
     from .training.training_arguments import IT3TrainingArguments
 

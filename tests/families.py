@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -249,13 +250,19 @@ def family_config(name: str):
 
 @functools.cache
 def classifier(name: str) -> PreTrainedModel:
-    """The family's classifier in eval mode; shared, so not to be changed.
+    """The family's classifier in eval mode; shared, so not to be changed."""
+    return as_if_trained(
+        lambda: AutoModelForImageClassification.from_config(family_config(name)), family_images(name, 8)
+    )
 
-    Weights are disturbed a little and statistics are those of random images, as if trained: many values of a new model
-    are zero or one, and a wrong copy of those would not show.
+
+def as_if_trained(build: Callable[[], Any], images: torch.Tensor) -> Any:
+    """A new model in eval mode, whose weights are disturbed a little and whose statistics are those of the images.
+
+    Many values of a new model are zero or one, and a wrong copy of those would not show.
     """
     set_seed(0)
-    model = AutoModelForImageClassification.from_config(family_config(name))
+    model = build()
     norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     with torch.no_grad():
@@ -263,7 +270,7 @@ def classifier(name: str) -> PreTrainedModel:
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
         for norm in norms:
             norm.momentum = 1.0
-        model.train()(family_images(name, 8))
+        model.train()(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()

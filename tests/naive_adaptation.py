@@ -13,8 +13,12 @@ def entropy(p):
     return torch.special.entr(p).sum(-1)
 
 
+def mean_over_pixels(y):
+    return y.movedim(1, -1).reshape(-1, y.shape[1]).mean(0)
+
+
 DISTANCES = {
-    "neg_dot": lambda y1, y0: -torch.einsum("bc,bc->b", y1, y0),
+    "neg_dot": lambda y1, y0: -torch.einsum("bc...,bc...->b...", y1, y0),
     "mse": lambda y1, y0: F.mse_loss(y0, y1, reduction="none").mean(1),
     "kl": lambda y1, y0: F.kl_div(y0.log(), y1, reduction="none").sum(1),
     "cross_entropy": lambda y1, y0: F.cross_entropy(y0.log(), y1, reduction="none"),
@@ -45,8 +49,10 @@ class NaiveAdaptation:
         config = self.config
         weight = config.diversity_weight if diversity_weight is None else diversity_weight
         for _ in range(config.num_steps if num_steps is None else num_steps):
-            y0 = self.model(images).logits.softmax(-1)
-            loss = self.distance(self.second_prediction(images, y0), y0).mean() - weight * entropy(y0.mean(0))
+            y0 = self.model(images).logits.softmax(1)
+            loss = self.distance(self.second_prediction(images, y0), y0).mean() - weight * entropy(
+                mean_over_pixels(y0)
+            )
             self.losses.append(loss.item())
             self.optimizer.zero_grad()
             loss.backward()
@@ -60,12 +66,12 @@ class NaiveAdaptation:
     def second_prediction(self, images, y0):
         anchor = self.config.effective_anchor
         if anchor == "self":
-            return self.model(images, label_signal=y0).logits.softmax(-1)
+            return self.model(images, label_signal=y0).logits.softmax(1)
         with torch.no_grad():
             if anchor == "ema":
-                return self.average(images, label_signal=y0).logits.softmax(-1)
-            source_y0 = self.source(images).logits.softmax(-1)
-            return self.source(images, label_signal=source_y0).logits.softmax(-1)
+                return self.average(images, label_signal=y0).logits.softmax(1)
+            source_y0 = self.source(images).logits.softmax(1)
+            return self.source(images, label_signal=source_y0).logits.softmax(1)
 
     @torch.no_grad()
     def move_average(self):
@@ -82,5 +88,5 @@ def image_by_image(model, images, **settings):
         views = Augmentation(config.augmentations).apply(image[None])[0] if averages else image[None]
         steps = config.augmentation_steps if averages else config.num_steps
         answers = NaiveAdaptation(model, **settings)(views, num_steps=steps, diversity_weight=0)
-        logits.append(answers[0] if len(answers) == 1 else answers.softmax(-1).mean(0).log())
+        logits.append(answers[0] if len(answers) == 1 else answers.softmax(1).mean(0).log())
     return torch.stack(logits)

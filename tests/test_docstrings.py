@@ -62,7 +62,7 @@ def test_examples_run_and_print_what_they_say(name, names_in_examples, tmp_path,
 
 @pytest.mark.parametrize("name", [name for name in hf_it3.__all__ if name != "__version__"])
 def test_public_classes_are_shown_in_use(name):
-    if name in ("AdaptationOutput", "IT3ImageClassifierOutput", "LabelEmbedder"):
+    if name.endswith(("Output", "Embedder")):
         pytest.skip("made by the library, not by its users")
     assert ">>> " in inspect.getdoc(getattr(hf_it3, name))
 

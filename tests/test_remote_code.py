@@ -15,7 +15,8 @@ from transformers import pipeline
 
 import hf_it3
 from hf_it3 import IT3ForImageClassification
-from hf_it3.it3.remote_code_it3 import AUTO_MAP, CUSTOM_PIPELINES, travelling_files
+from hf_it3.it3.configuration_it3 import CLASSIFICATION, TASKS
+from hf_it3.it3.remote_code_it3 import auto_map, custom_pipelines, travelling_files
 
 
 hub, hub_client = hub_fixtures.hub, hub_fixtures.hub_client
@@ -102,7 +103,10 @@ def test_without_the_package_code_from_the_repo_does_the_same(
     # What was pushed from there loads there, and stands on its own: it refers to no code but its own.
     assert result["pushed"] == expected
     config = json.loads(hub.read(again, "config.json"))
-    assert (config["auto_map"], config["custom_pipelines"]) == (AUTO_MAP, CUSTOM_PIPELINES)
+    assert (config["auto_map"], config["custom_pipelines"]) == (
+        auto_map(CLASSIFICATION),
+        custom_pipelines(CLASSIFICATION),
+    )
     # And here, with the package imported, neither asks for trust.
     for repo_id in (name, again):
         classifier = pipeline("it3-image-classification", model=repo_id)
@@ -127,11 +131,12 @@ def test_travelling_modules_import_only_each_other_and_what_transformers_needs(m
             assert roots <= ALLOWED | sys.stdlib_module_names, f"{module.name} imports {roots}"
 
 
-def test_every_travelling_module_is_found_by_its_imports(tmp_path):
+@pytest.mark.parametrize("task", TASKS)
+def test_every_travelling_module_is_found_by_its_imports(task):
     from transformers.dynamic_module_utils import get_relative_import_files
 
     package = Path(hf_it3.__file__).parent / "it3"
-    for reference in AUTO_MAP.values():
+    for reference in auto_map(task).values():
         entry = package / f"{reference.split('.')[0]}.py"
         found = {Path(file).name for file in get_relative_import_files(entry)} | {entry.name}
         if "modeling" in reference:
@@ -142,7 +147,7 @@ def test_every_travelling_module_is_found_by_its_imports(tmp_path):
 def test_a_directory_with_code_stays_loadable_here_without_trust(model, tmp_path):
     model.save_pretrained(tmp_path, include_code=True)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["auto_map"] == AUTO_MAP
+    assert config["auto_map"] == auto_map(CLASSIFICATION)
     loaded = IT3ForImageClassification.from_pretrained(tmp_path)
     loaded.save_pretrained(tmp_path / "plain")
     plain = (tmp_path / "plain" / "config.json").read_text()

@@ -1,20 +1,20 @@
-"""Builds, loads and takes over the classifiers that an idempotent model wraps."""
+"""Builds, loads and takes over the models that an idempotent model wraps."""
 
 import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .configuration_cnn_it3 import IT3CNNConfig
-from .configuration_it3 import IT3Config
+from .configuration_it3 import SEGMENTATION, IT3Config
+from .heads_it3 import HEADS, has_head, model_class_for
 from .injection_it3 import last_channels
 from .loading_it3 import of_hub
 from .modeling_cnn_it3 import IT3CNNForImageClassification
@@ -124,25 +124,6 @@ def _feature_size(model: PreTrainedModel) -> int:
     return size
 
 
-def has_head(architecture: str) -> bool:
-    """Whether a model class of that name ends in class logits."""
-    return "ForImageClassification" in architecture
-
-
-def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    if config.model_type == IT3CNNConfig.model_type:
-        return IT3CNNForImageClassification
-    for architecture in config.architectures or []:
-        if hasattr(transformers, architecture):
-            return getattr(transformers, architecture)
-    for mapping in (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING):
-        found = mapping.get(type(config), None)
-        first = found[0] if isinstance(found, tuple) else found
-        if first is not None:
-            return first
-    raise ValueError(f"no image classification model is known for backbone model_type={config.model_type!r}")
-
-
 def build_backbone(config: IT3Config, **loading: Any) -> nn.Module:
     """A new backbone with random weights for `config.backbone_config`; `loading` may hold `dtype` and
     `attn_implementation`."""
@@ -150,10 +131,10 @@ def build_backbone(config: IT3Config, **loading: Any) -> nn.Module:
         raise ValueError(
             "this model wraps a plain nn.Module, which cannot be rebuilt from a configuration; pass backbone=module"
         )
-    model_class = _model_class(config.backbone_config)
+    model_class = model_class_for(config.backbone_config, config.task)
     config.backbone_config.architectures = [model_class.__name__]
     backbone = model_class._from_config(config.backbone_config, **loading)
-    return backbone if has_head(model_class.__name__) else HeadlessClassifier(backbone, config.num_labels)
+    return backbone if has_head(model_class, config.task) else HeadlessClassifier(backbone, config.num_labels)
 
 
 def share_config(config: IT3Config, backbone: nn.Module) -> None:
@@ -164,8 +145,8 @@ def share_config(config: IT3Config, backbone: nn.Module) -> None:
         config.sync_backbone_labels()
 
 
-def check_rebuildable(config: PreTrainedConfig, backbone: nn.Module) -> None:
-    """Raises a ValueError, with the way out, if a saved `config` would not lead back to `backbone`."""
+def check_rebuildable(config: PreTrainedConfig, backbone: nn.Module, task: str) -> None:
+    """Raises a ValueError, with the way out, if a saved backbone `config` would not lead back to `backbone`."""
     if config.model_type == ModuleConfig.model_type:
         raise ValueError(
             f"a wrapped {type(backbone).__name__} cannot be saved, since no configuration tells how to build it "
@@ -175,21 +156,21 @@ def check_rebuildable(config: PreTrainedConfig, backbone: nn.Module) -> None:
     if not known:
         raise ValueError(
             f"a wrapped {type(backbone).__name__} cannot be loaded again: model_type={config.model_type!r} is "
-            "unknown to the Auto classes; register it with AutoConfig and AutoModelForImageClassification, here "
+            f"unknown to the Auto classes; register it with AutoConfig and {HEADS[task].auto_class.__name__}, here "
             "and before loading"
         )
 
 
 def take_over(backbone: Any, config_values: dict[str, Any], loading: dict[str, Any]) -> tuple[nn.Module, dict]:
-    """The classifier behind whatever `from_backbone` was given, never the caller's own object.
+    """The model behind whatever `from_backbone` was given, never the caller's own object.
 
     Args:
         backbone (`str`, `PreTrainedConfig`, `PreTrainedModel` or `nn.Module`).
-        config_values (`dict`): the arguments of [`IT3Config`] given by the caller.
+        config_values (`dict`): the arguments of [`IT3Config`] given by the caller, and the task.
         loading (`dict`): arguments for `from_pretrained`.
 
     Returns:
-        The classifier, and the arguments for [`IT3Config`] with `backbone_config` filled in.
+        The model, and the arguments for [`IT3Config`] with `backbone_config` filled in.
     """
     if not isinstance(backbone, (str, os.PathLike, PreTrainedConfig, nn.Module)):
         raise TypeError(
@@ -199,7 +180,9 @@ def take_over(backbone: Any, config_values: dict[str, Any], loading: dict[str, A
     if IT3Config.model_type in (getattr(backbone, "model_type", None), _model_type(backbone)):
         raise ValueError(f"{type(backbone).__name__} takes a label signal already; there is nothing to wrap")
     _check_loading(backbone, loading)
+    task = config_values["task"]
     if isinstance(backbone, PreTrainedConfig):
+        config_values = _with_ignored_label(config_values, backbone)
         config = IT3Config(backbone_config=backbone, **config_values)
         config_values = {**config_values, "backbone_config": config.backbone_config}
         return build_backbone(config, **loading), config_values
@@ -210,8 +193,8 @@ def take_over(backbone: Any, config_values: dict[str, Any], loading: dict[str, A
     if not isinstance(backbone, PreTrainedModel):
         return backbone, {**config_values, "backbone_config": _module_config(backbone, config_values)}
     backbone.config.architectures = [type(backbone).__name__]
-    values = {**config_values, "backbone_config": backbone.config}
-    if has_head(type(backbone).__name__):
+    values = {**_with_ignored_label(config_values, backbone.config), "backbone_config": backbone.config}
+    if has_head(type(backbone), task):
         num_labels = IT3Config(**values).num_labels
         if num_labels != backbone.config.num_labels:
             raise ValueError(
@@ -219,7 +202,20 @@ def take_over(backbone: Any, config_values: dict[str, Any], loading: dict[str, A
                 f"{type(backbone).__name__}; load the backbone with that num_labels first, or pass its name"
             )
         return backbone, values
+    if not HEADS[task].can_be_added:
+        raise ValueError(
+            f"{type(backbone).__name__} has no head for {HEADS[task].purpose}; pass a model whose class is named "
+            f"...{HEADS[task].suffix}, or the name of the checkpoint"
+        )
     return HeadlessClassifier(backbone, IT3Config(**values).num_labels), values
+
+
+def _with_ignored_label(config_values: dict[str, Any], backbone: PreTrainedConfig) -> dict[str, Any]:
+    """The arguments of [`IT3Config`] with the label that the backbone ignores, unless the caller says another."""
+    for name in ("semantic_loss_ignore_index", "loss_ignore_index"):
+        if config_values["task"] == SEGMENTATION and hasattr(backbone, name):
+            return {"semantic_loss_ignore_index": getattr(backbone, name), **config_values}
+    return config_values
 
 
 def _model_type(backbone: Any) -> str | None:
@@ -244,16 +240,15 @@ def _load(name: str, config_values: dict[str, Any], loading: dict[str, Any]) -> 
     IT3Config.get_config_dict(name, **of_hub(loading))  # which checks the values that AutoConfig takes for granted
     config = AutoConfig.from_pretrained(name, **{k: v for k, v in config_arguments.items() if k != "dtype"})
     if config.model_type == IT3Config.model_type:
-        raise ValueError(
-            f"{name} is an idempotent model already; load it with IT3ForImageClassification.from_pretrained"
-        )
-    headless = bool(config.architectures) and not has_head(config.architectures[0])
-    if config.model_type == IT3CNNConfig.model_type:
+        raise ValueError(f"{name} is an idempotent model already; load it with the from_pretrained of its class")
+    head = HEADS[config_values["task"]]
+    headless = bool(config.architectures) and head.suffix not in config.architectures[0]
+    if config.model_type == IT3CNNConfig.model_type and head.can_be_added:
         auto_class: Any = IT3CNNForImageClassification
-    elif headless and type(config) in MODEL_MAPPING:
+    elif headless and head.can_be_added and type(config) in MODEL_MAPPING:
         return AutoModel.from_pretrained(name, **loading)
     else:
-        auto_class = AutoModelForImageClassification
+        auto_class = head.auto_class
     return auto_class.from_pretrained(name, ignore_mismatched_sizes=bool(labels), **labels, **loading)
 
 
@@ -269,23 +264,34 @@ def _module_config(module: nn.Module, config_values: dict[str, Any]) -> ModuleCo
         return ModuleConfig(id2label=config_values["id2label"])
     num_labels = config_values.get("num_labels")
     if num_labels is None:
-        linear_layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-        if not linear_layers:
+        kinds = HEADS[config_values["task"]].last_layers
+        layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, kinds)]
+        if not layers:
             raise ValueError(f"cannot tell the number of classes of {type(module).__name__}; pass num_labels=...")
-        num_labels = linear_layers[-1].out_features
+        num_labels = getattr(layers[-1], "out_features", None) or layers[-1].out_channels
     return ModuleConfig(num_labels=num_labels)
 
 
-def backbone_logits(output: Any, backbone: nn.Module) -> Tensor:
-    """The logits in whatever a backbone returns: a tensor, a tuple, or an output with `logits`."""
-    if isinstance(output, Tensor):
-        return output
-    logits = getattr(output, "logits", None)
+def backbone_logits(output: Any, backbone: nn.Module, task: str) -> Tensor:
+    """The logits in whatever a backbone returns: a tensor, a tuple, an output with `logits`, or a dictionary with
+    `out`, as torchvision's segmentation models return it.
+
+    Raises:
+        ValueError: if there are none, or none for every pixel where the task asks for them.
+    """
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if logits is None and isinstance(output, tuple) and output:
         logits = output[0]
+    if logits is None and isinstance(output, Mapping):
+        logits = output.get("out")
     if not isinstance(logits, Tensor):
         raise ValueError(
-            f"{type(backbone).__name__} returns {type(output).__name__} without logits; wrap a model for image "
-            "classification"
+            f"{type(backbone).__name__} returns {type(output).__name__} without logits; wrap a model for "
+            f"{HEADS[task].purpose}"
+        )
+    if task == SEGMENTATION and logits.ndim != 4:
+        raise ValueError(
+            f"{type(backbone).__name__} returns logits of shape {tuple(logits.shape)}; segmentation needs a class for "
+            "every pixel, (B, num_labels, h, w)"
         )
     return logits

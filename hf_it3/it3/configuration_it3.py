@@ -1,4 +1,4 @@
-"""Configuration of an idempotent image classifier."""
+"""Configuration of idempotent models."""
 
 import copy
 import dataclasses
@@ -58,10 +58,11 @@ if TYPE_CHECKING:
 
 
 class IT3Config(PreTrainedConfig):
-    """Configuration of [`IT3ForImageClassification`]: a backbone and how the label signal reaches it.
+    """Configuration of [`IT3ForImageClassification`] and [`IT3ForSemanticSegmentation`]: a backbone and how the label
+    signal reaches it.
 
     Args:
-        backbone_config (`PreTrainedConfig` or `dict`, *optional*): configuration of the wrapped classifier, with its
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*): configuration of the wrapped model, with its
             `model_type`; defaults to the small network of the MNIST tutorial ([`IT3CNNConfig`]).
         injection_layer (`str`, *optional*): name of the backbone's module whose output receives the label signal;
             by default the stem, found from the structure of the backbone.
@@ -168,7 +169,7 @@ class IT3Config(PreTrainedConfig):
 
         A single label without a problem type means regression, in training and at test time.
         """
-        if self.problem_type is None and self.num_labels == 1:
+        if self.problem_type is None and self.num_labels == 1 and self.task == CLASSIFICATION:
             self.problem_type = "regression"
         if {index: label for label, index in (self.label2id or {}).items()} != self.id2label:
             self.label2id = {label: index for index, label in self.id2label.items()}

@@ -40,7 +40,7 @@ class HubMixin(IdempotentModel):
 
     def check_saveable(self) -> None:
         """Raises a ValueError, with the way out, if the model could not be loaded again once it is saved."""
-        check_rebuildable(self.config.backbone_config, self.backbone)
+        check_rebuildable(self.config.backbone_config, self.backbone, self.config.task)
         self.config.check_saveable()
 
     def save_pretrained(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import CompileableContextVar
 
 
@@ -73,7 +74,8 @@ class CheckpointInSamePass:
 class SignalInjection:
     """Forward hook that joins the current pass's embedded signal with the output of the injection layer.
 
-    Handles outputs of shape `(B, C, H, W)`, `(B, N, C)`, `(B, H, W, C)` and `(B, C)`, and tuples that start with one.
+    Handles outputs of shape `(B, C, H, W)`, `(B, N, C)`, `(B, H, W, C)` and `(B, C)`, and tuples and outputs of
+    transformers that start with one.
 
     Args:
         layer (`str`): name of the layer, for error messages.
@@ -99,6 +101,9 @@ class SignalInjection:
         if forward_pass is None or forward_pass.embedding is None:
             return None
         forward_pass.injected = True
+        if isinstance(output, ModelOutput):
+            first = next(iter(output))
+            return type(output)(**{**output, first: self._join(output[first], forward_pass)})
         if isinstance(output, tuple):
             return (self._join(output[0], forward_pass), *output[1:])
         return self._join(output, forward_pass)

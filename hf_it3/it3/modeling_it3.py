@@ -198,9 +198,9 @@ class IT3PreTrainedModel(HubMixin, PreTrainedModel):
         ```
         """
         loading = {key: kwargs.pop(key) for key in LOADING_ARGUMENTS if key in kwargs}
-        module, values = take_over(backbone, kwargs, loading)
+        module, values = take_over(backbone, {**kwargs, "task": cls.task}, loading)
         own = None if embedder is None else copy_module(embedder)
-        model = cls(IT3Config(**{**values, "task": cls.task}), backbone=module, embedder=own)
+        model = cls(IT3Config(**values), backbone=module, embedder=own)
         first = next(module.parameters(), None)
         if first is not None:
             model.embedder.to(device=first.device, dtype=first.dtype)
@@ -277,7 +277,7 @@ class IT3PreTrainedModel(HubMixin, PreTrainedModel):
                 f"injection_layer={self.config.injection_layer!r} did not run in the forward pass of "
                 f"{type(self.backbone).__name__}; choose a layer that does{example}"
             )
-        return backbone_logits(output, self.backbone), output
+        return backbone_logits(output, self.backbone, self.config.task), output
 
     def _neutral_signal(self, pixel_values: Tensor) -> Tensor | None:
         if self.config.neutral_signal == "none":

@@ -1,6 +1,11 @@
 """Makes the package's classes known to the Auto classes and the pipelines of transformers."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_cnn_it3 import IT3CNNConfig
@@ -8,14 +13,22 @@ from .configuration_it3 import IT3Config
 from .image_processing_it3 import IT3ImageProcessor
 from .modeling_cnn_it3 import IT3CNNForImageClassification
 from .modeling_it3 import IT3ForImageClassification
+from .modeling_segmentation_it3 import IT3ForSemanticSegmentation
 from .pipeline_it3 import IT3Pipeline
+from .pipeline_segmentation_it3 import IT3SegmentationPipeline
 
 
 TASK = "it3-image-classification"
+SEGMENTATION_TASK = "it3-image-segmentation"
+# Each pipeline with the Auto class that loads its models.
+PIPELINES = {
+    TASK: (IT3Pipeline, AutoModelForImageClassification),
+    SEGMENTATION_TASK: (IT3SegmentationPipeline, AutoModelForSemanticSegmentation),
+}
 
 
 def register() -> None:
-    """Registers models, image processor and pipeline; calling it again changes nothing."""
+    """Registers models, image processor and pipelines; calling it again changes nothing."""
     for config_class, model_class in (
         (IT3Config, IT3ForImageClassification),
         (IT3CNNConfig, IT3CNNForImageClassification),
@@ -23,7 +36,9 @@ def register() -> None:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModelForImageClassification.register(config_class, model_class, exist_ok=True)
         AutoImageProcessor.register(config_class, image_processor_classes={"pil": IT3ImageProcessor}, exist_ok=True)
-    if TASK not in PIPELINE_REGISTRY.supported_tasks:
-        PIPELINE_REGISTRY.register_pipeline(
-            TASK, pipeline_class=IT3Pipeline, pt_model=(AutoModelForImageClassification,), type="image"
-        )
+    AutoModelForSemanticSegmentation.register(IT3Config, IT3ForSemanticSegmentation, exist_ok=True)
+    for task, (pipeline_class, auto_class) in PIPELINES.items():
+        if task not in PIPELINE_REGISTRY.supported_tasks:
+            PIPELINE_REGISTRY.register_pipeline(
+                task, pipeline_class=pipeline_class, pt_model=(auto_class,), type="image"
+            )

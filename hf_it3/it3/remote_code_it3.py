@@ -5,20 +5,38 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from .configuration_it3 import CLASSIFICATION, SEGMENTATION
 
-# What every entry point of transformers is to import from the repository.
-AUTO_MAP = {
-    "AutoConfig": "configuration_it3.IT3Config",
-    "AutoModelForImageClassification": "modeling_it3.IT3ForImageClassification",
-    "AutoImageProcessor": "image_processing_it3.IT3ImageProcessor",
+
+# What the entry points of transformers are to import from the repository of a model, by its task.
+_AUTO_CLASSES = {
+    CLASSIFICATION: ("AutoModelForImageClassification", "modeling_it3.IT3ForImageClassification"),
+    SEGMENTATION: (
+        "AutoModelForSemanticSegmentation",
+        "modeling_segmentation_it3.IT3ForSemanticSegmentation",
+    ),
 }
-CUSTOM_PIPELINES = {
-    "it3-image-classification": {
-        "impl": "pipeline_it3.IT3Pipeline",
-        "pt": ["AutoModelForImageClassification"],
-        "type": "image",
+_PIPELINES = {
+    CLASSIFICATION: ("it3-image-classification", "pipeline_it3.IT3Pipeline"),
+    SEGMENTATION: ("it3-image-segmentation", "pipeline_segmentation_it3.IT3SegmentationPipeline"),
+}
+_IMAGE_PROCESSOR = "image_processing_it3.IT3ImageProcessor"
+
+
+def auto_map(task: str) -> dict[str, str]:
+    """`auto_map` of the configuration of a model for a task."""
+    auto_class, model_class = _AUTO_CLASSES[task]
+    return {
+        "AutoConfig": "configuration_it3.IT3Config",
+        auto_class: model_class,
+        "AutoImageProcessor": _IMAGE_PROCESSOR,
     }
-}
+
+
+def custom_pipelines(task: str) -> dict[str, dict[str, Any]]:
+    """`custom_pipelines` of the configuration of a model for a task."""
+    name, pipeline_class = _PIPELINES[task]
+    return {name: {"impl": pipeline_class, "pt": [_AUTO_CLASSES[task][0]], "type": "image"}}
 
 
 def is_remote_code(thing: Any) -> bool:
@@ -39,9 +57,12 @@ def all_travelling_modules() -> tuple:
     by the imports that it reads, and a model that is saved again needs all of them."""
     from .image_processing_it3 import IT3ImageProcessor
     from .modeling_it3 import IT3ForImageClassification
+    from .modeling_segmentation_it3 import IT3ForSemanticSegmentation
     from .pipeline_it3 import IT3Pipeline
+    from .pipeline_segmentation_it3 import IT3SegmentationPipeline
 
-    return IT3ForImageClassification, IT3ImageProcessor, IT3Pipeline
+    models = (IT3ForImageClassification, IT3ForSemanticSegmentation)
+    return *models, IT3ImageProcessor, IT3Pipeline, IT3SegmentationPipeline
 
 
 def write_code(directory: Any) -> list[Path]:
@@ -58,13 +79,15 @@ def write_code(directory: Any) -> list[Path]:
     for source, target in zip(travelling_files(), written, strict=True):
         if source.resolve() != target.resolve():
             shutil.copyfile(source, target)
-    _update(directory / "config.json", auto_map=AUTO_MAP, custom_pipelines=CUSTOM_PIPELINES)
-    written.append(directory / "config.json")
+    config = directory / "config.json"
+    task = json.loads(config.read_text(encoding="utf-8")).get("task", CLASSIFICATION)
+    _update(config, auto_map=auto_map(task), custom_pipelines=custom_pipelines(task))
+    written.append(config)
     processor = directory / "preprocessor_config.json"
     if processor.exists():
         name = json.loads(processor.read_text(encoding="utf-8")).get("image_processor_type")
-        is_ours = name == AUTO_MAP["AutoImageProcessor"].split(".")[1]
-        _update(processor, auto_map={"AutoImageProcessor": AUTO_MAP["AutoImageProcessor"]} if is_ours else None)
+        is_ours = name == _IMAGE_PROCESSOR.split(".")[1]
+        _update(processor, auto_map={"AutoImageProcessor": _IMAGE_PROCESSOR} if is_ours else None)
         written.append(processor)
     return written
 

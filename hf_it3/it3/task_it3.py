@@ -297,6 +297,13 @@ class Dense(SingleLabel):
 
     name = SEGMENTATION
 
+    def __init__(self, config: IT3Config):
+        super().__init__(config)
+        if self.num_labels < 2:
+            raise ValueError(
+                f"num_labels={self.num_labels}, but segmentation chooses among classes; count the background as one"
+            )
+
     def fit_labels(self, labels: Tensor, logits: Tensor) -> Tensor:
         if labels.ndim != 3 or len(labels) != len(logits) or labels.is_floating_point():
             raise ValueError(
