@@ -18,6 +18,12 @@ from .weather import cropped_plasma
 _PHOTOGRAPHS = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
 
 
+_MISSING = (
+    "it is cut from photographs that come with the package imagecorruptions, which is not installed: "
+    'pip install "hf-it3[frost]" (graded/frost is computed instead)'
+)
+
+
 def _paths() -> list[Path]:
     """The photographs that the package imagecorruptions brings; it is not imported."""
     package = importlib.util.find_spec("imagecorruptions")
@@ -28,12 +34,7 @@ def _paths() -> list[Path]:
 
 def why_no_photographs() -> str | None:
     """What to do where the photographs are missing, or `None` if they are there."""
-    if len(_paths()) == len(_PHOTOGRAPHS):
-        return None
-    return (
-        "it is cut from photographs that come with the package imagecorruptions, which is not installed: "
-        'pip install "hf-it3[frost]" (graded/frost is computed instead)'
-    )
+    return None if len(_paths()) == len(_PHOTOGRAPHS) else _MISSING
 
 
 @lru_cache(maxsize=2)
@@ -60,10 +61,11 @@ def frost(images: torch.Tensor, random: ImageRandom, keep: float, amount: float,
     Raises:
         ImportError: without the photographs, see `why_no_photographs`.
     """
-    if reason := why_no_photographs():
-        raise ImportError(f"frost cannot be drawn: {reason}")
+    paths = tuple(_paths())
+    if len(paths) < len(_PHOTOGRAPHS):
+        raise ImportError(f"frost cannot be drawn: {_MISSING}")
     height, width = images.shape[-2:]
-    photographs = _photographs(tuple(_paths()), scale, height, width)
+    photographs = _photographs(paths, scale, height, width)
     numbers, places = random.integers(0, len(photographs)), random.uniform(0, 1, (2,))
     parts = []
     for number, (down, right) in zip(numbers.tolist(), places.tolist(), strict=True):
