@@ -43,9 +43,15 @@ def visit(browser, address, **options):
 
 
 def adapt(page):
-    """Presses the button and returns the bars that appear: label -> (before, after)."""
-    page.evaluate("document.querySelectorAll('[data-testid=result], [role=alert]').forEach(e => e.remove())")
+    """Presses the button and returns the scores that appear: label -> (before, after), of the best classes of each."""
+    shown = "[data-testid=result], [role=alert]"
+    page.evaluate(f"document.querySelectorAll('{shown}').forEach(element => element.dataset.old = '')")
     page.click("#adapt")
-    page.wait_for_selector("[data-testid=result], [role=alert]")
-    rows = page.locator(".bar").evaluate_all("bars => bars.map(bar => ({...bar.dataset}))")
-    return {row["label"]: (float(row["before"]), float(row["after"])) for row in rows}
+    page.wait_for_selector(shown.replace("]", "]:not([data-old])"))
+    before, after = (
+        page.locator(f"{label} meter").evaluate_all("all => all.map(bar => [bar.ariaLabel, bar.value])")
+        if page.locator(label).is_visible()
+        else []
+        for label in ("#before", "#after")
+    )
+    return {label: (dict(before).get(label), dict(after).get(label)) for label in dict([*before, *after])}

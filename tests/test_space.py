@@ -14,7 +14,8 @@ pytest.importorskip("gradio", reason="the app needs the extra 'app'")
 
 from hf_it3.app import launch
 from hf_it3.app.answers import classify
-from hf_it3.app.rendering import render_result
+from hf_it3.app.interface import Page
+from hf_it3.app.rendering import distances_figure, losses_figure, picture, scores
 from hf_it3.app.sample_images import SampleImages
 from hf_it3.app.served_model import ServedModel
 from hf_it3.app.visitor_images import MAX_IMAGES, MAX_PIXELS, read_drawing, read_uploads
@@ -43,38 +44,60 @@ def address(trained_directory):
     app.close()
 
 
-def choose(page, corruption):
-    box = page.locator("#corruption input")
-    box.fill(corruption)
-    page.get_by_role("option", name=corruption, exact=True).click()
+def spoil(page, suite, corruption=None):
+    page.locator("#suite").get_by_label(suite, exact=True).click()
+    if corruption is None:
+        page.locator("#corruption").wait_for(state="hidden")
+    else:
+        page.locator("#corruption").get_by_label(corruption, exact=True).click()
 
 
-def test_a_visitor_picks_a_digit_adds_noise_and_sees_the_bars_change(browser, address):
+def test_a_worked_example_is_on_the_screen_when_a_visitor_comes(browser, address):
+    with visit(browser, address) as page:
+        page.wait_for_selector("[data-testid=result]")
+        assert "Right before: " in page.locator("#result").inner_text()
+        assert page.locator("#before h2").inner_text() != page.locator("#after h2").inner_text()
+        assert page.locator("#truth").inner_text() == f"It shows {page.locator('#after h2').inner_text()}."
+        for picture in ("#original img", "#spoiled img", "#distances img", "#losses img"):
+            assert page.locator(picture).is_visible(), picture
+        assert page.locator("#suite input:checked").input_value() == "Digits"
+        assert page.locator("#corruption input:checked").input_value() == "digits-shift/brightness"
+        assert page.get_by_role("link", name="paper").get_attribute("href").startswith("https://arxiv.org/abs/")
+
+
+def test_a_visitor_picks_a_digit_adds_noise_and_sees_the_scores_change(browser, address):
     with visit(browser, address) as page:
         page.locator("#samples button").nth(3).click()
-        choose(page, "digits-shift/noise_2")
-        bars = adapt(page)
-        assert len(bars) == 10
-        assert sum(before for before, _ in bars.values()) == pytest.approx(1, abs=0.01)
-        assert sum(after for _, after in bars.values()) == pytest.approx(1, abs=0.01)
-        assert max(abs(before - after) for before, after in bars.values()) > 0.001
-        widths = page.locator(".bar .after").evaluate_all("all => all.map(bar => parseFloat(bar.style.width))")
-        assert widths == pytest.approx([100 * after for _, after in bars.values()], abs=0.1)
-        assert "gate" in page.locator("svg[aria-label='idempotence distances']").text_content()
-        assert page.locator("svg[aria-label='loss per step'] circle").count() == 5
+        spoil(page, "Digits", "noise 2")
+        scores = adapt(page)
+        assert 5 <= len(scores) <= 10
+        for column in (0, 1):
+            values = [pair[column] for pair in scores.values() if pair[column] is not None]
+            assert len(values) == 5
+            assert 0.5 < sum(values) < 1.001
+        assert page.locator("#batch img").count() == 32
+        assert page.locator("#batch .caption-label").count() == 32
+        page.get_by_label("MNIST-C").click()
+        page.locator("#corruption").get_by_label("zigzag").wait_for()
+        assert page.locator("#severity").is_visible()
 
 
-def test_without_corruption_the_gate_stays_closed_and_bars_are_equal(browser, address):
+def test_without_corruption_the_gate_stays_closed_and_scores_are_equal(browser, address):
     with visit(browser, address) as page:
-        choose(page, "none")
-        bars = adapt(page)
-        assert all(before == after for before, after in bars.values())
+        spoil(page, "Nothing")
+        scores = adapt(page)
+        assert all(before == after for before, after in scores.values())
         assert "Not adapted" in page.locator("#result").inner_text()
+        assert not page.locator("#spoiled").is_visible()
+        assert not page.locator("#losses").is_visible()
+        assert "No optimizer steps were taken." in page.locator("body").inner_text()
 
 
-def test_a_drawing_is_classified(browser, address):
+def test_a_drawing_is_classified_as_it_is(browser, address):
     with visit(browser, address) as page:
         page.get_by_role("tab", name="Draw").click()
+        page.locator("#corruption").wait_for(state="hidden")
+        assert page.locator("#suite input:checked").input_value() == "Nothing"
         adapt(page)
         assert "Draw a digit first" in page.locator("[role=alert]").inner_text()
         canvas = page.locator("#drawing canvas").first
@@ -85,12 +108,15 @@ def test_a_drawing_is_classified(browser, address):
         page.mouse.down()
         page.mouse.move(x, y + 60, steps=10)
         page.mouse.up()
-        choose(page, "none")
-        bars = adapt(page)
-        assert len(bars) == 10
+        assert len(adapt(page)) >= 5
+        page.get_by_role("tab", name="Test image").click()
+        page.locator("#corruption").wait_for()
+        assert page.locator("#corruption input:checked").input_value() == "digits-shift/brightness"
 
 
-def test_uploads_adapt_as_one_batch_and_wrong_files_get_a_message(browser, address, digits, tmp_path):
+def test_uploads_adapt_as_one_batch_and_what_was_wrong_with_a_file_goes_with_the_next(
+    browser, address, digits, tmp_path
+):
     paths = []
     for position in range(3):
         paths.append(tmp_path / f"digit{position}.png")
@@ -100,7 +126,7 @@ def test_uploads_adapt_as_one_batch_and_wrong_files_get_a_message(browser, addre
         page.locator("#upload input[type=file]").set_input_files([str(path) for path in paths])
         page.get_by_text("digit2").wait_for()
         adapt(page)
-        assert page.locator(".card").count() == 3
+        assert page.locator("#batch img").count() == 3
         text = tmp_path / "notes.png"
         text.write_text("no image")
         page.get_by_label("Clear").first.click()
@@ -108,10 +134,14 @@ def test_uploads_adapt_as_one_batch_and_wrong_files_get_a_message(browser, addre
         page.get_by_text("notes").wait_for()
         adapt(page)
         assert "notes.png is not an image" in page.locator("[role=alert]").inner_text()
+        page.get_by_label("Clear").first.click()
+        page.locator("#upload input[type=file]").set_input_files(str(paths[0]))
+        page.locator("[role=alert]").wait_for(state="hidden")
+        assert len(adapt(page)) >= 5
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_fits_its_width_in_light_and_dark(browser, address, width):
+def test_the_page_fits_its_width_in_light_and_dark_and_the_answer_stands_under_the_button(browser, address, width):
     for theme in ("light", "dark"):
         with visit(browser, address, viewport={"width": width, "height": 844}, color_scheme=theme) as page:
             adapt(page)
@@ -119,6 +149,9 @@ def test_the_page_fits_its_width_in_light_and_dark(browser, address, width):
             colour = page.evaluate("getComputedStyle(document.querySelector('.it3 h3')).color")
             brightness = sum(int(part) for part in colour.strip("rgb()").split(",")[:3])
             assert (brightness > 384) == (theme == "dark")
+            if width == 390:
+                button, answer = (page.locator(name).bounding_box() for name in ("#adapt", "[data-testid=result]"))
+                assert 0 <= answer["y"] - button["y"] - button["height"] < 40
 
 
 def test_visitors_do_not_disturb_each_other(served, bright):
@@ -158,7 +191,10 @@ def test_classes_of_the_same_name_have_a_bar_each(trained_directory, bright):
         assert answer.labels.count("crane") == 3
         assert sum(answer.before) == pytest.approx(1)
         assert sum(answer.after) == pytest.approx(1)
-    assert render_result(result, []).count('data-label="crane"') == 3
+    shown = scores(result.answers[0], result.answers[0].before)
+    assert len(shown) == 10
+    assert {"crane", "crane (2)", "crane (3)"} <= shown.keys()
+    assert sum(shown.values()) == pytest.approx(1)
 
 
 def test_the_gate_that_is_drawn_is_the_one_that_decides(served, bright, digits):
@@ -169,6 +205,42 @@ def test_the_gate_that_is_drawn_is_the_one_that_decides(served, bright, digits):
     assert shifted.looked_at > shifted.gate
     assert all(answer.adapted for answer in shifted.answers)
     assert len(shifted.losses) == 5
+
+
+def test_the_figures_show_the_gate_the_distances_and_the_loss_of_each_step(served, bright):
+    result = classify(served.classifier(), bright)
+    (axis,) = distances_figure(result, served.clean).axes
+    told = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert told == [
+        "500 clean test images",
+        f"mean of the images: {result.looked_at:.3f}",
+        f"gate: {result.gate:.3f}",
+    ]
+    ticks = axis.lines[0].get_xdata()
+    assert list(ticks) == [answer.distance for answer in result.answers]
+    (axis,) = losses_figure(result).axes
+    assert list(axis.lines[0].get_ydata()) == result.losses
+
+
+def test_the_example_is_one_that_adaptation_put_right_and_is_worked_once(served):
+    page = Page(served)
+    result, originals, picked = page.example()
+    first = result.answers[0]
+    assert first.truth == served.samples.truths[picked]
+    assert first.top_before != first.truth == first.top_after
+    assert not torch.equal(first.pixels, originals[0])
+    assert len(result.answers) == 32
+    assert page.example()[0] is result
+
+
+@pytest.mark.parametrize(("side", "shown"), [(8, 112), (28, 112), (100, 100), (300, 112)])
+def test_small_pictures_are_enlarged_and_large_ones_shrunk(side, shown):
+    pixels = torch.rand(1, side, side)
+    image = picture(pixels, 112)
+    assert image.size == (shown, shown)
+    if side < 100:
+        factor = shown // side
+        assert np.array_equal(np.asarray(image)[::factor, ::factor], (255 * pixels[0]).round().byte().numpy())
 
 
 def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):

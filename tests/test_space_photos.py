@@ -16,9 +16,9 @@ pytest.importorskip("gradio", reason="the app needs the extra 'app'")
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor
 from hf_it3.app import launch, sample_images
-from hf_it3.app.answers import classify
+from hf_it3.app.answers import classify, corruption_menu
 from hf_it3.app.interface import Page, build_app
-from hf_it3.app.rendering import render_result
+from hf_it3.app.rendering import caption, distances_figure, headline, why_no_steps
 from hf_it3.app.sample_images import SampleImages
 from hf_it3.app.served_model import ServedModel
 from hf_it3.app.visitor_images import MAX_PIXELS
@@ -26,6 +26,7 @@ from hf_it3.cli import main
 
 
 browser = space_fixtures.browser
+SHORT = {"tabby", "golden retriever", "<b>bold</b> & co", "African bush elephant"}
 NAMES = ["tabby, tabby cat", "golden retriever", "<b>bold</b> & co", "African bush elephant, Loxodonta africana"]
 
 
@@ -96,11 +97,12 @@ def test_a_visitor_picks_from_a_data_set_of_the_models_own_kind(browser, directo
             assert not page.get_by_role("tab", name="Draw").is_visible()
             assert page.locator("#samples button img").count() == 16
             page.locator("#samples button").nth(2).click()
-            assert adapt(page).keys() == set(NAMES)
+            assert adapt(page).keys() == SHORT
             text = page.locator("#result").inner_text()
             assert "Right before: " in text
             assert "of 16" in text
-            assert "16 clean test images" in text
+            assert page.locator("#suite input").first.input_value() == "Nothing"
+            assert page.locator("#suite input").nth(1).input_value() == "ImageNet-C"
     finally:
         app.close()
 
@@ -168,18 +170,18 @@ def test_no_steps_are_not_taken_for_a_closed_gate(served, photographs):
     served.model.config.reference_distance = {"mean": -2.0, "std": 0.01}
     pixels = served.read([Image.open(photographs[0]), Image.open(photographs[1])])
     for settings in ({"num_steps": 0}, {"scope": "average", "augmentations": 1}, {"scope": "image", "num_steps": 0}):
-        shown = render_result(classify(served.classifier(), pixels, norm_statistics="source", **settings), [])
+        shown = headline(classify(served.classifier(), pixels, norm_statistics="source", **settings))
         assert "Not adapted: no steps were asked for" in shown
     served.model.config.reference_distance = {"mean": 2.0, "std": 0.01}
-    shown = render_result(classify(served.classifier(), pixels, gate=3.0), [])
+    shown = headline(classify(served.classifier(), pixels, gate=3.0))
     assert "Not adapted: the distance lies below the gate" in shown
 
 
 @pytest.mark.parametrize("rate", [None, -1, 5])
 def test_a_learning_rate_out_of_range_is_named(served, photographs, rate):
-    inputs = ("upload", 0, 1, None, photographs[:1], "none", 3)
-    _, shown = Page(served).adapt(None, *inputs, "batch", 1, rate, 0, 0, True)
-    assert "The learning rate must be a number from 0 to 1." in shown
+    inputs = ("upload", 0, 1, None, photographs[:1], "Nothing", None, 3)
+    with pytest.raises(ValueError, match=r"The learning rate must be a number from 0 to 1\."):
+        Page(served).answer(None, *inputs, "batch", 1, rate, 0, 0, True)
 
 
 def test_labels_that_the_model_does_not_have_are_named(digits, tmp_path):
@@ -192,17 +194,17 @@ def test_labels_that_the_model_does_not_have_are_named(digits, tmp_path):
 def test_a_visitor_uploads_photographs_and_sees_the_models_own_classes(browser, address, photographs, width):
     with visit(browser, address, viewport={"width": width, "height": 844}) as page:
         assert page.get_by_role("tab").all_inner_texts() == ["Upload"]
-        assert "Draw" not in page.locator("h1 + p").inner_text()
-        assert page.locator("#corruption input").input_value().startswith("imagenet-c/")
+        assert "draw" not in page.locator("h1 + p").inner_text()
+        assert page.locator("#suite input:checked").input_value() == "Nothing"
+        assert not page.locator("#corruption").is_visible()
+        assert page.locator("#message").inner_text().strip() == "The answer appears here."
         upload(page, photographs[0])
-        assert adapt(page).keys() == set(NAMES)
-        assert page.locator(".bar b").count() == 0
-        tracks = page.locator(".bar .track").evaluate_all("all => all.map(e => e.getBoundingClientRect().toJSON())")
-        assert len({round(track["left"]) for track in tracks}) == len({round(track["width"]) for track in tracks}) == 1
-        assert tracks[0]["width"] > 90
+        assert adapt(page).keys() == SHORT
+        assert page.locator("#before b").count() == 0
+        assert not page.locator("#batch").is_visible()
         upload(page, *photographs)
         adapt(page)
-        assert page.locator(".card img").count() == 3
+        assert page.locator("#batch img").count() == 3
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -219,7 +221,7 @@ def test_files_that_cannot_be_used_are_named_and_the_next_ones_work(browser, add
             adapt(page)
             assert message in page.locator("[role=alert]").inner_text()
         upload(page, photographs[1])
-        assert adapt(page).keys() == set(NAMES)
+        assert adapt(page).keys() == SHORT
 
 
 def test_settings_beyond_the_usual_ranges_are_the_ones_that_the_page_starts_with(served):
@@ -237,7 +239,8 @@ def test_the_gate_can_be_asked_for_where_the_model_has_none(served, photographs)
 
     def press(gated):
         settings = ("batch", 2, 1e-3, 0, 0, gated)
-        return Page(served).adapt(None, "upload", 0, 1, None, photographs, "none", 3, *settings)[1]
+        inputs = ("upload", 0, 1, None, photographs, "Nothing", None, 3)
+        return headline(Page(served).answer(None, *inputs, *settings)[1])
 
     assert "3 of 3 images were adapted to" in press(gated=False)
     assert "Not adapted: the distance lies below the gate" in press(gated=True)
@@ -247,14 +250,17 @@ def test_what_is_said_of_the_gate_is_what_was_held_against_it(served, photograph
     pixels = served.read([Image.open(path) for path in photographs])
 
     def told(count, **settings):
-        return render_result(classify(served.classifier(), pixels[:count], **settings), [])
+        result = classify(served.classifier(), pixels[:count], **settings)
+        (axis,) = distances_figure(result, []).axes
+        legend = [text.get_text() for text in axis.get_legend().get_texts()]
+        return " | ".join([headline(result), why_no_steps(result), *legend])
 
     assert "The image was averaged over augmentations" in told(1)
     assert "whatever the gate says" in told(1)
-    assert "the image: <b" in told(1)
-    assert "the first image: <b" in told(3, scope="image")
-    assert "mean of the images: <b" in told(3)
-    assert "mean of the latest images: <b" in told(3, scope="stream")
+    assert "| the image: " in told(1)
+    assert "| the first image: " in told(3, scope="image")
+    assert "| mean of the images: " in told(3)
+    assert "| mean of the latest images: " in told(3, scope="stream")
     assert "whatever the gate says" not in told(3)
     assert "3 of 3 images were averaged over augmentations" in told(3, scope="average")
     assert "whatever the gate says" not in told(1, augmentation_steps=1, gate=None)
@@ -270,5 +276,18 @@ def test_a_class_that_stays_is_named_once_and_one_that_changes_twice(served, pho
         answer.labels = ["cat", "dog"]
         answer.before = [0.6, 0.4]
         answer.after = [0.7, 0.3]
+        answer.truth = "dog"
     result.answers[2].after = [0.2, 0.8]
-    assert render_result(result, []).count("</span> &rarr; <span") == 1
+    result.answers[1].truth = None
+    captions = [caption(answer) for answer in result.answers]
+    assert captions == ["\N{BALLOT X} cat", "cat", "\N{BALLOT X} cat \N{RIGHTWARDS ARROW} \N{CHECK MARK} dog"]
+
+
+def test_the_models_own_domain_comes_first_with_readable_names():
+    for channels, first in ((1, ["Digits", "MNIST-C"]), (3, ["ImageNet-C"])):
+        menu = corruption_menu(channels)
+        assert list(menu)[: len(first)] == first
+        assert ("shot noise", "mnist-c/shot_noise") in menu["MNIST-C"]
+        names = [qualified for choices in menu.values() for _, qualified in choices]
+        assert not [name for name in names if name.endswith(("/clean", "/identity")) or "float" in name]
+        assert len(names) == len(set(names)) > 30

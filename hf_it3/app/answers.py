@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..data import as_bytes
-from ..evaluation.corruptions import list_corruptions
+from ..evaluation.corruptions import list_corruptions, list_suites
 from ..it3.pipeline_it3 import IT3Pipeline
 
 
@@ -68,11 +68,26 @@ class Result:
         return not self.losses and any(answer.averaged for answer in self.answers)
 
 
-def choose_corruptions(num_channels: int) -> list[str]:
-    """Names of corruptions that suit a model: those of digits for grey images, those of ImageNet-C for all."""
-    suites = ["digits-shift", "mnist-c", "imagenet-c"] if num_channels == 1 else ["imagenet-c", "digits-shift"]
-    names = [name for suite in suites for name in list_corruptions(suite)]
-    return [name for name in names if name.rpartition("/")[2] not in ("clean", "identity")]
+_SUITE_TITLES = {"digits-shift": "Digits", "mnist-c": "MNIST-C", "imagenet-c": "ImageNet-C"}
+# Not what a picture holds.
+_NOT_SHOWN = ("float-noise",)
+
+
+def corruption_menu(num_channels: int) -> dict[str, list[tuple[str, str]]]:
+    """The corruptions by suite, those of the model's domain first: readable and qualified names by the suite's title.
+
+    Args:
+        num_channels: of the model's images; 1 stands for digits, 3 for photographs.
+    """
+    first = ("digits-shift", "mnist-c") if num_channels == 1 else ("imagenet-c",)
+    suites = [suite for suite in list_suites() if suite not in _NOT_SHOWN]
+    menu = {}
+    for suite in sorted(suites, key=lambda suite: first.index(suite) if suite in first else len(first)):
+        names = [name.rpartition("/")[2] for name in list_corruptions(suite)]
+        menu[_SUITE_TITLES.get(suite, suite.replace("-", " ").capitalize())] = [
+            (name.replace("_", " "), f"{suite}/{name}") for name in names if name not in ("clean", "identity")
+        ]
+    return menu
 
 
 def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | None = None, **settings: Any) -> Result:

@@ -1,38 +1,43 @@
-"""The page: what visitors choose from, and where the answers appear."""
+"""The page: what happens when visitors come, choose and press the button."""
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
-from PIL import Image, ImageOps
+from PIL import Image
+from torch import Tensor
 
-from ..evaluation.corruptions import corrupt, get_corruption
-from ..it3.adaptation_config_it3 import SCOPES, AdaptationConfig
-from ..it3.backbone_defaults_it3 import resolve_defaults
-from .answers import choose_corruptions, classify
-from .rendering import CSS, render_alert, render_message, render_progress, render_result
-from .sample_images import SMALL_SIDE
+from ..evaluation.corruptions import corrupt
+from ..it3.adaptation_config_it3 import AdaptationConfig
+from .answer_view import AnswerView
+from .answers import Result, classify
+from .controls import (
+    EXAMPLE_BATCH,
+    NO_CORRUPTION,
+    adaptation_controls,
+    corruption_controls,
+    default_corruption,
+    image_controls,
+)
+from .rendering import CSS, progress, say
 from .served_model import ServedModel
-from .visitor_images import MAX_BYTES, MAX_IMAGES, read_drawing, read_uploads, readable_drawing
+from .visitor_images import MAX_BYTES, read_drawing, read_uploads
 
 
-NO_CORRUPTION = "none"
-# Of those that digits know, the one under which adaptation shows most; photographs start with the first of theirs.
-DIGITS_CORRUPTION = "digits-shift/brightness"
-_SHOWN_SAMPLES = 24
-_CANVAS = 280
 # Weights that a visitor's adaptation changed are forgotten after an hour without a visit.
 _VISITOR_SECONDS = 3600
 # System fonts: a page that fetches fonts from elsewhere tells somebody who visits it.
 _FONTS = ("system-ui", "sans-serif")
-_STEPS_INFO = "For images that adapt together, and for an image alone without augmentations"
-_ALONE = (
-    "An image alone is averaged over its augmentations. To see weights adapt, bring several, or set steps on them."
-)
+_EXAMPLE_SEVERITY = 3
+# What becomes a message to the visitor.
+MESSAGES = (ValueError, TypeError, ImportError, OSError)
 _INTRODUCTION = """# Idempotent test-time training
-{} an image, spoil it, and see a model adapt itself to it without being told the answer.
+A model reads an image twice, the second time with its first answer as a hint; where an image is spoiled the two
+answers differ, and a few training steps that bring them together make it right more often, without a label
+([the paper](https://arxiv.org/abs/2410.04201)). {}
 """
 
 
@@ -41,29 +46,21 @@ class Page:
 
     def __init__(self, served: ServedModel):
         self.served = served
+        self._example: tuple[Result, Tensor, int] | None = None
+        self._example_lock = threading.Lock()
 
     @property
     def ways(self) -> str:
         """How an image gets here, in words."""
         if self.served.samples is None:
-            return "Upload"
-        return "Pick, draw or upload" if self.served.reads_digits else "Pick or upload"
+            return "Upload images and see."
+        return "Pick, draw or upload your own." if self.served.reads_digits else "Pick or upload your own."
 
-    @property
-    def num_channels(self) -> int:
-        model = self.served.model
-        return 1 if model is None else getattr(model.config.backbone_config, "num_channels", 3)
+    def is_ready(self) -> bool:
+        """Whether the model can be used."""
+        return self.served.model is not None and self.served.finished.is_set() and not self.served.error
 
-    def wait(self) -> Iterator[tuple[str, Any]]:
-        """Shows the progress of the first start's training until the model is there."""
-        while not self.served.finished.wait(0.25):
-            yield render_progress(self.served.progress), gr.update(interactive=False)
-        if self.served.error:
-            yield render_message(f"The model cannot be used: {self.served.error}"), gr.update(interactive=False)
-        else:
-            yield render_message(f"Model: {self.served.title}"), gr.update(interactive=True)
-
-    def adapt(
+    def answer(
         self,
         classifier: Any,
         source: str,
@@ -71,6 +68,7 @@ class Page:
         batch: int,
         drawing: Any,
         files: list[str] | None,
+        suite: str,
         corruption: str,
         severity: int,
         scope: str,
@@ -79,18 +77,21 @@ class Page:
         augmentations: int,
         augmentation_steps: int,
         gated: bool,
-    ) -> tuple[Any, str]:
-        """Corrupts the visitor's images, adapts to them, and renders what came of it."""
+    ) -> tuple[Any, Result, Tensor]:
+        """Corrupts the visitor's images and adapts to them.
+
+        Returns:
+            The visitor's pipeline, the result, and the images `(N, C, H, W)` before they were corrupted.
+
+        Raises:
+            ValueError, TypeError, ImportError, OSError: for what cannot be read or done, in words for the visitor.
+        """
         model = self.served.model
-        if model is None or not self.served.finished.is_set() or self.served.error:
-            return classifier, render_alert("The model is not ready yet; wait a moment and try again.")
-        classifier = classifier or self.served.classifier()
+        if model is None or not self.is_ready():
+            raise ValueError("The model is not ready yet; wait a moment and try again.")
         if not isinstance(learning_rate, (int, float)) or not 0 <= learning_rate <= 1:
-            return classifier, render_alert("The learning rate must be a number from 0 to 1.")
-        settings: dict[str, Any] = {
-            "scope": scope,
-            "learning_rate": learning_rate,
-        }
+            raise ValueError("The learning rate must be a number from 0 to 1.")
+        settings: dict[str, Any] = {"scope": scope, "learning_rate": learning_rate}
         if scope != "average":
             settings["num_steps"] = num_steps
         if scope == "average" or (scope == "batch" and model.config.adaptation.single_image == "average"):
@@ -99,15 +100,39 @@ class Page:
             settings["gate"] = None
         elif model.config.adaptation.gate is None:
             settings["gate"] = AdaptationConfig().gate
-        try:
-            images, truths = self._images(source, picked, batch, drawing, files)
-            pixels = self.served.read(images)
-            if corruption != NO_CORRUPTION:
-                pixels = corrupt(pixels, corruption, int(severity))
-            result = classify(classifier, pixels, truths, **settings)
-        except (ValueError, TypeError, ImportError, OSError) as error:
-            return classifier, render_alert(" ".join(str(error).split()))
-        return classifier, render_result(result, self.served.clean)
+        images, truths = self._images(source, picked, batch, drawing, files)
+        originals = self.served.read(images)
+        pixels = originals if suite == NO_CORRUPTION else corrupt(originals, corruption, int(severity))
+        classifier = classifier or self.served.classifier()
+        return classifier, classify(classifier, pixels, truths, **settings), originals
+
+    def example(self) -> tuple[Result, Tensor, int] | None:
+        """A worked example on test images, spoiled, with the model's own settings; the same for all visitors.
+
+        Returns:
+            The result, the images before they were spoiled, and the position of the first among the test images: one
+            that adaptation put right, where there is one. `None` without test images.
+        """
+        samples = self.served.samples
+        if samples is None or not self.is_ready():
+            return None
+        with self._example_lock:
+            if self._example is None:
+                picked = 0
+                result, originals = self._work_example(picked)
+                for position, answer in enumerate(result.answers):
+                    if answer.top_before != answer.truth == answer.top_after:
+                        picked = position
+                        result, originals = self._work_example(picked)
+                        break
+                self._example = result, originals, picked
+        return self._example
+
+    def _work_example(self, picked: int) -> tuple[Result, Tensor]:
+        images, truths = self._images("sample", picked, EXAMPLE_BATCH, None, None)
+        originals = self.served.read(images)
+        pixels = corrupt(originals, default_corruption(self.served)[1], _EXAMPLE_SEVERITY)
+        return classify(self.served.classifier(), pixels, truths), originals
 
     def _images(
         self, source: str, picked: int, batch: int, drawing: Any, files: list[str] | None
@@ -127,154 +152,65 @@ def build_app(served: ServedModel) -> gr.Blocks:
     page = Page(served)
     with gr.Blocks(title="Idempotent test-time training", analytics_enabled=False) as app:
         gr.Markdown(_INTRODUCTION.format(page.ways))
+        status = gr.HTML(say("Starting ..."), elem_id="status", padding=False)
         with gr.Row(equal_height=False):
+            # On a telephone the columns stand below each other: the button comes last, and the answer right under it.
             with gr.Column(scale=2, min_width=300):
-                inputs = _inputs(page)
+                images = image_controls(served)
+                corruption = corruption_controls(served, images)
+                settings, forget = adaptation_controls(served)
                 button = gr.Button("Adapt", variant="primary", interactive=False, elem_id="adapt")
-                status = gr.HTML(render_message("Starting ..."), elem_id="status")
-                settings = _settings(page)
             with gr.Column(scale=3, min_width=320):
-                output = gr.HTML(render_message("The answer appears here."), elem_id="result")
+                view = AnswerView()
         classifier = gr.State(None, time_to_live=_VISITOR_SECONDS)
-        forget = settings.pop()
+
+        def press(classifier: Any, *choices: Any) -> list[Any]:
+            try:
+                classifier, result, originals = page.answer(classifier, *choices)
+            except MESSAGES as error:
+                return [classifier, *view.complain(" ".join(str(error).split()))]
+            return [classifier, *view.show(result, originals, served.clean)]
+
+        def arrive() -> Iterator[list[Any]]:
+            """Shows the progress of the first start's training until the model is there, then the example."""
+            rest = [gr.skip()] * (len(view.components) + 2)
+            while not served.finished.wait(0.25):
+                yield [progress(served.progress), gr.update(interactive=False), *rest]
+            if served.error:
+                yield [say(f"The model cannot be used: {served.error}"), gr.update(interactive=False), *rest]
+                return
+            ready = [say(f"Model: {served.title}"), gr.update(interactive=True)]
+            example = page.example()
+            if example is None:
+                yield [*ready, *rest]
+                return
+            result, originals, picked = example
+            yield [*ready, gr.update(selected_index=picked), picked, *view.show(result, originals, served.clean)]
+
+        events: dict[str, Any] = {"api_visibility": "private"}
         button.click(
-            page.adapt,
-            [classifier, *inputs, *settings],
-            [classifier, output],
-            api_visibility="private",
+            press,
+            [classifier, *images.inputs, *corruption, *settings],
+            [classifier, *view.components],
             concurrency_limit=4,
-            show_progress_on=output,
+            show_progress_on=[view.message, view.headline, view.after],
             scroll_to_output=True,
+            **events,
         )
         forget.click(
-            lambda: (None, render_message("Forgotten: the next images meet the model as it was.")),
-            outputs=[classifier, output],
-            api_visibility="private",
+            lambda: [None, *view.say("Forgotten: the next images meet the model as it was.")],
+            outputs=[classifier, *view.components],
+            **events,
         )
-        app.load(page.wait, outputs=[status, button], show_progress="hidden", api_visibility="private")
+        # What was wrong with one file is not said of the next.
+        images.files.change(lambda: gr.update(visible=False), outputs=view.message, show_progress="hidden", **events)
+        app.load(
+            arrive,
+            outputs=[status, button, images.gallery, images.picked, *view.components],
+            show_progress="hidden",
+            **events,
+        )
     return app
-
-
-def _inputs(page: Page) -> list[gr.components.Component | gr.State]:
-    """Three ways to bring an image, and what to do to it."""
-    samples = page.served.samples
-    source, picked = gr.State("upload" if samples is None else "sample"), gr.State(0)
-    # Named, because a page without test images would otherwise open at the first tab, which it hides.
-    with gr.Tabs(selected=source.value):
-        with gr.Tab("Test image", id="sample", visible=samples is not None) as sample_tab:
-            gallery = gr.Gallery(
-                [] if samples is None else [_thumbnail(image) for image in samples.images[:_SHOWN_SAMPLES]],
-                columns=8,
-                height="auto",
-                show_label=False,
-                allow_preview=False,
-                selected_index=0,
-                buttons=[],
-                format="png",
-                object_fit="contain",
-                interactive=False,
-                elem_id="samples",
-            )
-            batch = gr.Slider(
-                1, MAX_IMAGES, 32, step=1, label="Images in the batch", info="The picked one and others adapt together"
-            )
-        with gr.Tab("Draw", id="draw", visible=page.served.reads_digits) as draw_tab:
-            drawing = gr.Sketchpad(
-                Image.new("RGB", (_CANVAS, _CANVAS), "white"),
-                type="pil",
-                image_mode="RGBA",
-                canvas_size=(_CANVAS, _CANVAS),
-                fixed_canvas=True,
-                transforms=(),
-                layers=False,
-                brush=gr.Brush(default_size=20, colors=["#000000"], color_mode="fixed"),
-                show_label=False,
-                format="png",
-                elem_id="drawing",
-            )
-            # Not by a subclass: gradio writes a file beside the source of each.
-            drawing.preprocess = readable_drawing(drawing.preprocess)  # type: ignore[method-assign, assignment]
-            gr.Markdown(_ALONE)
-        with gr.Tab("Upload", id="upload") as upload_tab:
-            files = gr.File(
-                file_count="multiple",
-                # Short, because on a telephone two buttons stand beside it.
-                label=f"Up to {MAX_IMAGES} images, as one batch",
-                height=180,
-                elem_id="upload",
-            )
-            gr.Markdown(_ALONE)
-    for tab, name in ((sample_tab, "sample"), (draw_tab, "draw"), (upload_tab, "upload")):
-        tab.select(lambda name=name: name, outputs=source, api_visibility="private", show_progress="hidden")
-    gallery.select(_picked, outputs=picked, api_visibility="private", show_progress="hidden")
-
-    names = choose_corruptions(page.num_channels)
-    default = DIGITS_CORRUPTION if page.served.reads_digits else names[0]
-    with gr.Row():
-        corruption = gr.Dropdown(
-            [NO_CORRUPTION, *names], value=default, label="Corruption", scale=2, min_width=270, elem_id="corruption"
-        )
-        severity = gr.Slider(1, 5, 3, step=1, label="Severity", interactive=_has_severities(default), min_width=140)
-    corruption.change(
-        lambda name: gr.update(interactive=_has_severities(name)),
-        corruption,
-        severity,
-        api_visibility="private",
-        show_progress="hidden",
-    )
-    return [source, picked, batch, drawing, files, corruption, severity]
-
-
-def _thumbnail(image: Image.Image) -> Image.Image:
-    """A square for the gallery, with small images' pixels as they are."""
-    if max(image.size) <= SMALL_SIDE:
-        return image.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.NEAREST)
-    return ImageOps.fit(image, (2 * SMALL_SIDE, 2 * SMALL_SIDE))
-
-
-def _picked(event: gr.SelectData) -> int:
-    return event.index
-
-
-def _has_severities(name: str) -> bool:
-    return name != NO_CORRUPTION and bool(get_corruption(name).severities)
-
-
-def _settings(page: Page) -> list[Any]:
-    """The settings of adaptation that start with the model's own, and the button that forgets a stream."""
-    model = page.served.model
-    own = AdaptationConfig() if model is None else resolve_defaults(model.config.adaptation, model)
-    own_steps = own.num_steps or 0
-    with gr.Accordion("Settings of the adaptation", open=False, elem_id="settings"):
-        scope = gr.Radio(list(SCOPES), value=own.scope, label="Scope", info="Who shares adapted weights")
-        num_steps = gr.Slider(0, max(30, own_steps), own_steps, step=1, label="Steps", info=_STEPS_INFO)
-        learning_rate = gr.Number(own.learning_rate, label="Learning rate", info="From 0 to 1", step=1e-4)
-        augmentations = gr.Slider(
-            0,
-            max(32, own.augmentations),
-            own.augmentations,
-            step=1,
-            label="Augmentations",
-            info="Of an image that adapts alone",
-        )
-        augmentation_steps = gr.Slider(
-            0,
-            max(30, own.augmentation_steps),
-            own.augmentation_steps,
-            step=1,
-            label="Steps on augmentations",
-            info="0 only averages, and leaves the weights as they are",
-        )
-        gated = gr.Checkbox(own.gate is not None, label="Adapt only where the distance exceeds the gate")
-        forget = gr.Button("Forget what the stream has learned", size="sm", visible=own.scope == "stream")
-    scope.change(
-        lambda chosen: gr.update(visible=chosen == "stream"),
-        scope,
-        forget,
-        api_visibility="private",
-        show_progress="hidden",
-    )
-    return [scope, num_steps, learning_rate, augmentations, augmentation_steps, gated, forget]
 
 
 def theme() -> gr.themes.Base:

@@ -1,105 +1,62 @@
-"""Results as HTML and SVG in the colours of the page's theme, light or dark."""
+"""Results as the values of Gradio's components: words, scores by class, pictures and plots."""
 
-import base64
 import html
-import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..data import as_bytes
+from ..utils import new_figure
 from .answers import Answer, Result
 
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Pixels of small images stay visible; lists are as tall as what is in them.
 CSS = """
-.it3 { color: var(--body-text-color); }
-.it3 h3 { margin: 0 0 .4rem; font-size: 1rem; font-weight: 600; color: var(--body-text-color); }
-.it3 p { margin: .3rem 0; }
-.it3 .muted { color: var(--it3-muted); font-size: .875rem; }
-.it3 .panel { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .9rem; margin-bottom: .8rem;
-  background: var(--block-background-fill); }
-.it3 .pair { display: flex; flex-wrap: wrap; gap: 1rem; }
-.it3 .pair > .picture { flex: 0 0 11rem; max-width: 100%; }
-.it3 .pair > .bars, .it3 .pair > .chart { flex: 1 1 16rem; min-width: 0; }
-.it3 .picture img { width: 100%; border-radius: 6px; image-rendering: pixelated; margin: 0; background: #000; }
-.it3 .picture img, .it3 .card img { box-shadow: 0 0 0 1px var(--border-color-primary); }
-.it3 .scores { display: grid; grid-template-columns: fit-content(min(9rem, 36%)) 1fr 3rem; gap: .15rem .5rem; }
-.it3 .bar { display: grid; grid-column: 1 / -1; grid-template-columns: subgrid;
-  align-items: center; margin-bottom: .3rem; font-size: .8125rem; line-height: 1.1; }
-.it3 .bar .name { grid-row: span 2; min-width: 1.4rem; overflow-wrap: anywhere; font-weight: 600; }
-.it3 .track { height: .55rem; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; }
-.it3 .track > span { display: block; height: 100%; border-radius: 3px; }
-.it3 .number { text-align: right; font-variant-numeric: tabular-nums; }
-.it3 .before { background: var(--it3-before); } .it3 .after { background: var(--it3-after); }
-.it3 .key { display: inline-block; width: .8rem; height: .55rem; border-radius: 3px; margin: 0 .3rem 0 0; }
-.it3 svg { width: 100%; max-width: 30rem; height: auto; display: block; }
-.it3 svg text { fill: var(--it3-muted); font-size: 12px; font-family: inherit; }
-.it3 .cards { display: grid; gap: .6rem; }
-.it3 .card { font-size: .8125rem; text-align: center; overflow-wrap: anywhere; }
-.it3 .card img { width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; border-radius: 4px;
-  background: #000; margin: 0 0 .2rem; }
-.it3 .right { color: var(--it3-right); font-weight: 600; } .it3 .wrong { color: var(--it3-wrong); font-weight: 600; }
-.it3 progress { width: 100%; height: .6rem; accent-color: var(--it3-after); }
-.it3 h3:not(:first-child) { margin-top: .6rem; }
-#result .html-container { padding: 0; }
-#samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(3.2rem, 1fr)); grid-template-rows: none;
+.it3 h3 { margin: 0 0 .3rem; font-size: 1.05rem; font-weight: 600; }
+.it3 p { margin: .2rem 0; }
+.it3 .muted { color: var(--body-text-color-subdued); font-size: .875rem; }
+.it3 .alert { border: 1px solid var(--error-border-color, #c62828); border-radius: 8px; padding: .8rem; }
+.it3 progress { width: 100%; height: .6rem; accent-color: var(--primary-500); }
+#samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(2.9rem, 1fr)); grid-template-rows: none;
   grid-auto-rows: auto; gap: .3rem; }
 #samples .gallery-item { height: auto; min-height: 0; }
-.it3 .entry { white-space: nowrap; }
 #samples, #samples .grid-wrap { min-height: 0; max-height: none; height: auto; }
 #samples .thumbnail-lg { aspect-ratio: 1; height: auto; min-height: 0; }
-#samples img { image-rendering: pixelated; }
-:root { --it3-muted: #56637a; --it3-before: #8a96a3; --it3-after: #e08a1e;
-  --it3-right: #1a7f37; --it3-wrong: #c62828; }
-.dark { --it3-muted: #a5b1c2; --it3-before: #9aa5b1; --it3-after: #f2a33a;
-  --it3-right: #57c878; --it3-wrong: #ff8a80; }
+#status .html-container, #result .html-container, #message .html-container { padding: 0; }
+#samples img, #batch img, #original img, #spoiled img { image-rendering: pixelated; }
+#batch .grid-wrap { max-height: none; }
+#corruption label { padding: .2rem .6rem; }
 """
 
-MAX_CLASSES = 10
-_WIDTH, _HEIGHT = 320, 130
-_LEFT, _RIGHT, _TOP, _BOTTOM = 12, 12, 22, 24
+MAX_CLASSES = 5
+# Sides of the pictures that are shown, of one image and of a batch's.
+_SIDE, THUMBNAIL_SIDE = 224, 112
+_BEFORE, _AFTER = "#8a96a3", "#e08a1e"
+# Legible on the light page and on the dark one.
+_INK = "#7b8794"
+_BINS = 40
 
 
-def render_result(result: Result, clean: Sequence[float]) -> str:
-    """Everything that a visitor sees of a result.
-
-    Args:
-        result: of [`classify`].
-        clean: idempotence distances of clean images, as many as are known.
-    """
-    first = result.answers[0]
-    parts = [
-        _panel(
-            f'<div class="pair"><div class="picture"><h3>Input image</h3>{_image(first.pixels, 176)}'
-            f"{_verdict(first)}</div>"
-            f'<div class="bars"><h3>Class probabilities</h3>{_legend()}{_bars(first)}</div></div>'
-        ),
-        _panel(f"<h3>{_headline(result)}</h3>{_explanation(result)}<p class='muted'>{_timing(result)}</p>"),
-        _panel(
-            f'<div class="pair"><div class="chart">{_distances(result, clean)}</div>'
-            f'<div class="chart">{_losses(result)}</div></div>'
-        ),
-    ]
-    if len(result.answers) > 1:
-        parts.append(_panel(_cards(result)))
-    return f'<div class="it3" data-testid="result">{"".join(parts)}</div>'
-
-
-def render_message(message: str) -> str:
+def say(message: str) -> str:
     """A line instead of a result."""
     return f'<div class="it3"><p class="muted">{html.escape(message)}</p></div>'
 
 
-def render_alert(message: str) -> str:
+def complain(message: str) -> str:
     """What went wrong, where the result would be."""
     return (
-        '<div class="it3"><div class="panel" role="alert"><h3>That did not work</h3>'
+        '<div class="it3"><div class="alert" role="alert"><h3>That did not work</h3>'
         f"<p>{html.escape(message)}</p></div></div>"
     )
 
 
-def render_progress(share: float) -> str:
+def progress(share: float) -> str:
     """How far the training at the first start is."""
     return (
         f'<div class="it3"><p class="muted">Training the model on 1,297 digits, once: {share:.0%}</p>'
@@ -107,55 +64,18 @@ def render_progress(share: float) -> str:
     )
 
 
-def _panel(content: str) -> str:
-    return f'<div class="panel">{content}</div>'
-
-
-def _image(pixels: Tensor, side: int) -> str:
-    array = (255 * pixels.clamp(0, 1)).round().byte().numpy()
-    image = Image.fromarray(array[0] if len(array) == 1 else np.moveaxis(array, 0, -1))
-    image.thumbnail((2 * side, 2 * side))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-
-
-def _verdict(answer: Answer) -> str:
-    if answer.truth is None:
-        return ""
-    return f'<p class="muted">It shows <b>{html.escape(_short(answer.truth))}</b></p>'
-
-
-def _legend() -> str:
+def headline(result: Result) -> str:
+    """What came of a call, and how long it took."""
+    milliseconds, count = 1000 * result.seconds, len(result.answers)
+    each = f", {milliseconds / count:.1f} ms per image" if count > 1 else ""
+    timing = f"{milliseconds:.0f} ms in all, reading, both passes and adaptation included{each}"
     return (
-        '<p class="muted"><span class="key before"></span>before &nbsp; '
-        '<span class="key after"></span>after adaptation</p>'
+        f'<div class="it3" data-testid="result" data-seconds="{result.seconds}"><h3>{_what_happened(result)}</h3>'
+        f'{_explanation(result)}<p class="muted">{timing}</p></div>'
     )
 
 
-def _bars(answer: Answer) -> str:
-    bars = list(zip(answer.labels, answer.before, answer.after, strict=True))
-    # By name where all fit, so that bars do not change places from one try to the next.
-    is_short = len(bars) <= MAX_CLASSES
-    bars.sort(key=lambda bar: bar[0].casefold() if is_short else -max(bar[1:]))
-    rows = []
-    for name, before, after in bars[:MAX_CLASSES]:
-        rows.append(
-            f'<div class="bar" data-label="{html.escape(name)}" data-before="{before:.4f}" data-after="{after:.4f}">'
-            f'<span class="name">{html.escape(_short(name))}</span>'
-            f'<span class="track"><span class="before" style="width:{100 * before:.1f}%"></span></span>'
-            f'<span class="number">{before:.1%}</span>'
-            f'<span class="track"><span class="after" style="width:{100 * after:.1f}%"></span></span>'
-            f'<span class="number">{after:.1%}</span></div>'
-        )
-    return f'<div class="scores">{"".join(rows)}</div>'
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("LABEL_").split(",")[0]
-
-
-def _headline(result: Result) -> str:
+def _what_happened(result: Result) -> str:
     answers = result.answers
     count = len(answers)
     changed = sum(answer.changed for answer in answers)
@@ -178,126 +98,101 @@ def _explanation(result: Result) -> str:
     return '<p class="muted">That leaves the weights as they are, so it is done whatever the gate says.</p>'
 
 
-def _timing(result: Result) -> str:
-    milliseconds = 1000 * result.seconds
-    count = len(result.answers)
-    each = f", {milliseconds / count:.1f} ms per image" if count > 1 else ""
-    return f"{milliseconds:.0f} ms in all, reading the image, both passes and adaptation included{each}"
+def short(name: str) -> str:
+    """A class by its first name."""
+    return name.removeprefix("LABEL_").split(",")[0]
 
 
-def _cards(result: Result) -> str:
-    cards = []
-    for answer in result.answers:
-        labels = []
-        for label in dict.fromkeys((answer.top_before, answer.top_after)):
-            kind = "" if answer.truth is None else "right" if label == answer.truth else "wrong"
-            labels.append(f'<span class="{kind}">{html.escape(_short(label))}</span>')
-        cards.append(f'<div class="card">{_image(answer.pixels, 84)}{" &rarr; ".join(labels)}</div>')
-    # As wide as the longest word, so that none has to be broken.
-    names = {_short(name) for answer in result.answers for name in (answer.top_before, answer.top_after)}
-    longest = max(len(word) for word in " ".join(names).split(" "))
-    width = min(max(3.8, 0.55 * longest), 8)
-    return (
-        "<h3>The whole batch, before &rarr; after where that differs</h3>"
-        f'<div class="cards" style="grid-template-columns: repeat(auto-fill, minmax({width:.1f}rem, 1fr))">'
-        f"{''.join(cards)}</div>"
-    )
+def scores(answer: Answer, values: Sequence[float]) -> dict[str, float]:
+    """The score of each class, for `gr.Label`; classes of one name are numbered."""
+    shown: dict[str, float] = {}
+    for name, value in zip(map(short, answer.labels), values, strict=True):
+        same = 2
+        label = name
+        while label in shown:
+            label, same = f"{name} ({same})", same + 1
+        shown[label] = value
+    return shown
 
 
-def _scale(value: float, low: float, high: float) -> float:
-    share = (value - low) / (high - low) if high > low else 0.5
-    return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+def mark(answer: Answer, label: str) -> str:
+    """Whether a label is the true one, where that is known."""
+    return "" if answer.truth is None else "\N{CHECK MARK}" if label == answer.truth else "\N{BALLOT X}"
 
 
-def _text(x: float, y: float, content: str) -> str:
-    anchor = "start" if x < _WIDTH / 3 else "end" if x > 2 * _WIDTH / 3 else "middle"
-    return f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}">{content}</text>'
+def titled(title: str, answer: Answer, label: str) -> str:
+    """The title of the scores that a label leads: `"After ✓"`."""
+    return f"{title} {mark(answer, label)}".strip()
 
 
-def _svg(content: str, description: str) -> str:
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{description}">{content}</svg>'
+def caption(answer: Answer) -> str:
+    """The answer before and, where it differs, after: `"✗ 1 → ✓ 9"`."""
+    labels = dict.fromkeys((answer.top_before, answer.top_after))
+    return " \N{RIGHTWARDS ARROW} ".join(f"{mark(answer, label)} {short(label)}".strip() for label in labels)
 
 
-def _axis() -> str:
-    y = _HEIGHT - _BOTTOM
-    return f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}" stroke="var(--it3-muted)"/>'
+def picture(pixels: Tensor, side: int = _SIDE) -> Image.Image:
+    """An image `(C, H, W)` in [0, 1] at about `side` pixels; a small one is enlarged, its pixels as they are."""
+    (array,) = as_bytes(pixels[None])
+    image = Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+    if (factor := side // max(image.size)) > 1:
+        return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+    image.thumbnail((side, side))
+    return image
 
 
-def _distances(result: Result, clean: Sequence[float]) -> str:
-    """The distances of the images as ticks on an axis, over the histogram of clean ones, with the gate."""
+def distances_figure(result: Result, clean: Sequence[float]) -> "Figure":
+    """The distances of the images as ticks, over the histogram of clean ones, with the gate."""
+    figure, (axis,) = new_figure(4.2, 2.5)
+    _plain(figure, axis, "Idempotence distance")
     own = [answer.distance for answer in result.answers]
-    marks = [*own, *clean, result.looked_at] + ([] if result.gate is None else [result.gate])
-    low, high = min(marks), max(marks)
-    margin = 0.03 * (high - low) or 0.01
-    low, high = low - margin, high + margin
-    floor = _HEIGHT - _BOTTOM
-    parts = [_histogram(clean, low, high, floor), _axis()]
-    for distance in own:
-        x = _scale(distance, low, high)
-        parts.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{floor - 14}" y2="{floor}" stroke="var(--it3-after)" '
-            'stroke-width="2" stroke-opacity=".7"/>'
-        )
-    x = _scale(result.looked_at, low, high)
-    parts.append(f'<path d="M{x:.1f} {floor - 15} l-5 -9 h10 z" fill="var(--it3-after)"/>')
-    if result.gate is not None:
-        x = _scale(result.gate, low, high)
-        parts.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 6}" y2="{floor}" stroke="var(--body-text-color)" '
-            'stroke-dasharray="4 3"/>' + _text(x, _TOP - 10, f"gate {result.gate:.3f}")
-        )
-    parts.append(_text(_LEFT, _HEIGHT - 8, f"{low:.3f}") + _text(_WIDTH - _RIGHT, _HEIGHT - 8, f"{high:.3f}"))
-    caption = (
-        f'<span class="entry"><span class="key after"></span>{result.whose}: '
-        f'<b data-testid="distance">{result.looked_at:.3f}</b></span>'
-    )
     if clean:
-        caption += f' &nbsp; <span class="entry"><span class="key before"></span>{len(clean)} clean test images</span>'
-    return (
-        f'<h3>Idempotence distance</h3>{_svg("".join(parts), "idempotence distances")}<p class="muted">{caption}</p>'
-    )
+        label = f"{len(clean)} clean test images"
+        axis.hist(clean, bins=_BINS, color=_BEFORE, alpha=0.7, label=label)
+        # Nearly all clean images lie at the very left, and the rest would not be seen.
+        axis.set_yscale("function", functions=(lambda count: abs(count) ** 0.5, lambda root: root**2))
+    axis.plot(own, [0.06] * len(own), "|", color=_AFTER, markersize=14, transform=axis.get_xaxis_transform())
+    label = f"{result.whose}: {result.looked_at:.3f}"
+    axis.plot([result.looked_at], [0.2], "v", color=_AFTER, label=label, transform=axis.get_xaxis_transform())
+    if result.gate is not None:
+        axis.axvline(result.gate, color=_INK, linestyle="--", label=f"gate: {result.gate:.3f}")
+    axis.set_yticks([])
+    _legend(axis)
+    return figure
 
 
-def _histogram(values: Sequence[float], low: float, high: float, floor: float) -> str:
-    if not values:
+def losses_figure(result: Result) -> "Figure":
+    """The objective before each optimizer step."""
+    figure, (axis,) = new_figure(4.2, 2.5)
+    _plain(figure, axis, "Loss before each step")
+    steps = range(1, len(result.losses) + 1)
+    axis.plot(steps, result.losses, "o-", color=_AFTER)
+    axis.set_xticks(steps if len(steps) <= 10 else [1, len(steps)])
+    return figure
+
+
+def why_no_steps(result: Result) -> str:
+    """Where there are no losses to draw, why."""
+    if result.losses:
         return ""
-    counts, edges = np.histogram(values, bins=40, range=(low, high))
-    # Square roots, because nearly all clean images lie at the very left and the rest would not be seen.
-    heights = np.sqrt(counts / counts.max()) * (floor - _TOP)
-    width = (_WIDTH - _LEFT - _RIGHT) / 40
-    return "".join(
-        f'<rect x="{_scale(edge, low, high):.1f}" y="{floor - height:.1f}" width="{width - 1:.1f}" '
-        f'height="{height:.1f}" fill="var(--it3-before)" fill-opacity=".6"/>'
-        for edge, height in zip(edges, heights, strict=False)
-        if height > 0
-    )
+    if not any(answer.changed for answer in result.answers):
+        why = "The gate stayed closed, or no steps were asked for."
+    elif result.only_averaged:
+        why = "An image that adapts alone is averaged over its augmentations, by default without optimizer steps."
+    else:
+        why = "The statistics of the batch took the place of those of the training images."
+    return f"No optimizer steps were taken. {why}"
 
 
-def _losses(result: Result) -> str:
-    losses = result.losses
-    title = "<h3>Loss per step</h3>"
-    if not losses:
-        if not any(answer.changed for answer in result.answers):
-            why = "The gate stayed closed, or no steps were asked for."
-        else:
-            why = (
-                "An image that adapts alone is averaged over its augmentations, by default without optimizer steps."
-                if result.only_averaged
-                else "The statistics of the batch took the place of those of the training images."
-            )
-        return f'{title}<p class="muted">No optimizer steps were taken. {why}</p>'
-    low, high = min(losses), max(losses)
-    points = []
-    for step, loss in enumerate(losses):
-        x = _scale(step, 0, len(losses) - 1)
-        share = (loss - low) / (high - low) if high > low else 0.5
-        points.append((x, _HEIGHT - _BOTTOM - 6 - share * (_HEIGHT - _TOP - _BOTTOM - 6)))
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    content = (
-        f'{_axis()}<polyline points="{path}" fill="none" stroke="var(--it3-after)" stroke-width="2"/>'
-        + "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="var(--it3-after)"/>' for x, y in points)
-        + _text(_LEFT, _HEIGHT - 8, "step 1")
-        + (_text(_WIDTH - _RIGHT, _HEIGHT - 8, f"step {len(losses)}") if len(losses) > 1 else "")
-    )
-    caption = f"from <b>{losses[0]:.3f}</b> before step 1 to <b>{losses[-1]:.3f}</b> before step {len(losses)}"
-    return f'{title}{_svg(content, "loss per step")}<p class="muted" data-testid="losses">{caption}</p>'
+def _plain(figure: "Figure", axis: "Axes", title: str) -> None:
+    """No background of its own, so that the page's shows, light or dark."""
+    figure.patch.set_alpha(0)
+    axis.patch.set_alpha(0)
+    axis.set_title(title, loc="left", fontsize=11, color=_INK)
+    axis.tick_params(colors=_INK, labelsize=9)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.spines["bottom"].set_color(_INK)
+
+
+def _legend(axis: "Axes") -> None:
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9, labelcolor=_INK, ncols=1)
