@@ -111,7 +111,7 @@ picture.savefig(options.output_dir / "digits.png", dpi=120)
 # %% 5. Training
 #
 # `IT3Trainer` is transformers' Trainer. In every step the network classifies the images twice: without a guess, and
-# given the true label. It shall answer rightly both times, so that f(x) = y and f(x, y) = y. The two losses are logged
+# given the true label. It learns to be right both times, so that f(x) = y and f(x, y) = y. The two losses are logged
 # apart. At the end the trainer measures how far f(x, f(x)) is from f(x) on clean images: the idempotence distance.
 
 arguments = IT3TrainingArguments(

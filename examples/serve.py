@@ -163,7 +163,7 @@ def train_on_digits(directory: Path, num_epochs: int) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", default=[], metavar="NAME=ID", help="Hub name or path; repeatable")
-    parser.add_argument("--batch_size", type=int, default=64, help="waiting requests are joined up to so many images")
+    parser.add_argument("--batch_size", type=int, default=64, help="most images that waiting requests are joined to")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--num_epochs", type=int, default=10, help="without --model: of the training")
     options = parser.parse_args()

@@ -81,7 +81,7 @@ def __dir__() -> list[str]:
 
 
 def _only_explains() -> bool:
-    """Whether this process is the command `hf-it3 --help`, which should not wait for torch and transformers."""
+    """Whether this process is `hf-it3 --help`, which should not wait for torch and transformers."""
     return Path(sys.argv[0]).stem == "hf-it3" and not {"-h", "--help", "--version"}.isdisjoint(sys.argv)
 
 

@@ -75,21 +75,21 @@ def run_demo(
 ) -> dict[str, Any]:
     """Trains the tutorial's network, loads it back through the pipeline, and measures it on clean and noisy images.
 
-    Clean and noisy images are pictures of 8 bits that go through the pipeline, as a user's do. `float_noise` is the
-    noise of the tutorial: on normalised floats and not clipped, it holds values that no picture has.
+    Clean and noisy images are 8-bit pictures that go through the pipeline, as a user's do. `float_noise` is the noise
+    of the tutorial, added to normalised floats and not clipped: it holds values that no picture has.
 
     Args:
         dataset (`str`): `"digits"`, a Hub name (`"ylecun/mnist"`) or a local path with the splits train and test.
-        seeds (`int`): how many models to train, with the seeds 0, 1, ...
+        seeds (`int`): number of models to train, with the seeds 0, 1, ...
         output_dir (`str`): where the first model, its card, the pictures and `results.json` go; further models go into
             `seed_1`, ... inside.
         noise_std (`float`): standard deviation of the Gaussian noise, in units of the normalised image.
         num_epochs, batch_size (`int`, *optional*): passes over the training images, and images that adapt together; by
             default what suits the data set.
-        max_train_images, max_test_images (`int`, *optional*): use the first so many only.
+        max_train_images, max_test_images (`int`, *optional*): number of images to use, from the first on.
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises:
         ValueError: for a number out of range, or a data set without the splits or columns.
@@ -162,7 +162,7 @@ def _read_pixels(dataset: Any, processor: IT3ImageProcessor) -> tuple[Tensor, Te
 
 
 def _resize(pixels: Tensor, processor: IT3ImageProcessor) -> Tensor:
-    """Images at the model's size; noise comes before, as in a camera. PIL, which the pipeline uses, needs bytes."""
+    """Resizes images to the model's size, after the noise, as a camera does. PIL, in the pipeline, needs bytes."""
     size = (processor.size.height, processor.size.width)
     return pixels if pixels.shape[-2:] == size else F.interpolate(pixels, size=size, mode="bilinear")
 
@@ -239,7 +239,7 @@ class FloatAnswers:
 def measure(
     answer: Callable[[Any, bool], Tensor], images: Any, labels: Tensor, batch_size: int, description: str
 ) -> tuple[Measurement, Measurement]:
-    """Accuracy of answers to images and time per image, without and with adaptation."""
+    """Measures the accuracy of answers and the time per image, without and with adaptation."""
     measurements = []
     for adapt in (False, True):
         accuracies, sizes, seconds = [], [], 0.0

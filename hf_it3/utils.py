@@ -1,4 +1,4 @@
-"""What several rooms need: modules of rooms further on, and figures. Matplotlib is imported where it is used."""
+"""What several rooms share: access to rooms further on, and figures. Matplotlib is imported where it is used."""
 
 import importlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load_room(name: str) -> ModuleType:
-    """A module of a room further on, such as `"hub.push"`, for methods that lead there.
+    """Imports a module of a room further on, such as `"hub.push"`, for methods that lead there.
 
     It is loaded when such a method is called, so that training, for example, neither loads nor needs evaluation.
     """
@@ -21,7 +21,7 @@ def load_room(name: str) -> ModuleType:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple["Figure", list]:
-    """A figure of so many inches that needs no display, and its axes as a flat list.
+    """Makes a figure of the given size in inches, without a display; returns it and its axes as a flat list.
 
     Raises:
         ImportError: if matplotlib is missing.

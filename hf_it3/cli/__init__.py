@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The parser, with the options of one subcommand (or of none, for the overview)."""
+    """Builds the parser, with the options of one subcommand (or of none, for the overview)."""
     parser = argparse.ArgumentParser("hf-it3", description="Idempotent test-time training for image classifiers.")
     parser.add_argument("--version", action="version", version=f"hf-it3 {__version__}")
     # Under a name of its own, because TrainingArguments has a field `debug`, too.
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _with_underscores(argument: str) -> str:
-    """An option by the name that the parsers know: `--batch-size` is `--batch_size`."""
+    """Spells an option as the parsers know it: `--batch-size` becomes `--batch_size`."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument[2:].partition("=")
@@ -78,7 +78,7 @@ def _with_underscores(argument: str) -> str:
 
 
 def _in_one_line(error: Exception) -> str:
-    """The message alone where it was written for users; of any other error its type, too, and where to see more."""
+    """The message alone where it was written for users; otherwise with the error's type, and where to see more."""
     from huggingface_hub.errors import HfHubHTTPError
 
     message = " ".join(str(error).split())

@@ -10,7 +10,7 @@ from .options import add_shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options named as the arguments of [`~hf_it3.hub.adapted_model.adapt_to_images`]."""
+    """Adds options named as the arguments of [`~hf_it3.hub.adapted_model.adapt_to_images`]."""
     parser.add_argument("model", metavar="MODEL", help="Hub name or directory of an idempotent model")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, folders of them, or one data set")
     add_shared(parser, "revision", "config_name", "order", "seed", "batch_size", "no_gate", split={"default": "test"})

@@ -10,7 +10,7 @@ _HOST = "127.0.0.1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the app."""
+    """Adds the options of the app."""
     parser.add_argument(
         "model",
         nargs="?",
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_port(port: int) -> None:
-    """Before a model is loaded for a page that nobody can open."""
+    """Checks the port before a model is loaded for a page that nobody can open."""
     if not 1 <= port <= 65535:
         raise ValueError(f"--port must be a number from 1 to 65535, got {port}")
     try:

@@ -18,7 +18,7 @@ _TITLE_HEIGHT = 36
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the picture."""
+    """Adds the options of the picture."""
     parser.add_argument("--output", metavar="FILE", help="write a picture (png, jpg, ...) instead of a list")
     parser.add_argument("--suites", metavar="NAMES", help="comma-separated (default: all)")
     add_shared(parser, "seed")
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def draw_suites(suites: list[str], seed: int = 0) -> Image.Image:
-    """A picture of suites side by side: ImageNet-C and the graded suite on photographs, all others on digits.
+    """Draws suites side by side: ImageNet-C and the graded suite on photographs, all others on digits.
 
     Raises:
         ValueError: for an unknown suite.

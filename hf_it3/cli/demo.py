@@ -6,7 +6,7 @@ from .options import add_shared, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the demo."""
+    """Adds the options of the demo."""
     add_shared(parser, dataset={"default": "digits", "help": "'digits' (bundled), 'ylecun/mnist', or a copy of it"})
     parser.add_argument("--num_seeds", type=positive, default=3, metavar="N", help="train N models, seeds 0 to N-1")
     add_shared(parser, output_dir={"default": "runs/demo"})

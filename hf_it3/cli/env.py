@@ -23,7 +23,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Version of each package, `"not installed"` where it is missing."""
+    """The version of each package; `"not installed"` where it is missing."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options."""
+    """Adds nothing: the command has no options."""
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from .options import add_shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options named as the arguments of [`~hf_it3.evaluation.evaluate_robustness`]."""
+    """Adds options named as the arguments of [`~hf_it3.evaluation.evaluate_robustness`]."""
     parser.add_argument("models", nargs="+", metavar="MODEL", help="Hub names or paths; several give their mean")
     add_shared(
         parser,
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the table in the main process, on Ctrl-C that of what is finished."""
+    """Prints the table in the main process; on Ctrl-C, that of what is finished."""
     from ..evaluation import EvaluationInterrupted, evaluate_robustness
     from ..evaluation.processes import process_state
 
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         options["seeds"] = [int(seed) for seed in arguments.seeds.split(",")]
     except ValueError:
-        raise ValueError(f"--seeds {arguments.seeds!r} must be integers with commas between them") from None
+        raise ValueError(f"--seeds {arguments.seeds!r} must be integers, comma-separated") from None
     options["report_to"] = arguments.report_to.split(",")
     options.update(plots=not arguments.no_plots, show_progress=not arguments.no_progress)
     try:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, and what to print of it."""
+    """Adds the model, and what to print of it."""
     parser.add_argument("model", metavar="MODEL", help="Hub name or local path of a model")
     parser.add_argument("--injection_layer", help="try this layer instead of the model's own")
     parser.add_argument("--image_size", type=positive, help="height and width of the images, in pixels")

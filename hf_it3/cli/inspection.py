@@ -1,4 +1,4 @@
-"""What a model is made of, as far as the label signal and adaptation are concerned."""
+"""Inspects a model: where the label signal enters, and what adaptation changes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ class ModelDescription:
         backbone (`str`): class of the wrapped classifier.
         num_labels (`int`), num_parameters (`int`): of the whole model.
         injection (`LayerDescription`): the injection layer.
-        adapted (`dict[str, int]`): how many values adaptation changes, for `"all"`, `"norm"` and `"bias"`.
+        adapted (`dict[str, int]`): number of values that adaptation changes, for `"all"`, `"norm"` and `"bias"`.
         batch_norms (`int`): BatchNorm layers with signal statistics of their own.
         layers (`list[LayerDescription]`): all layers that can take the signal, if asked for.
     """
@@ -58,7 +58,7 @@ class ModelDescription:
 
 
 def model_to_inspect(name_or_path: str, injection_layer: str | None = None, **hub: Any) -> IT3ForImageClassification:
-    """The model of that name with random weights: its structure is all that inspecting takes, so only the
+    """Builds the model of that name with random weights: inspecting takes its structure alone, so only the
     configuration is downloaded.
 
     Args:

@@ -1,4 +1,4 @@
-"""Options that several subcommands have."""
+"""Options that several subcommands share."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ def check_sources(arguments: argparse.Namespace) -> None:
     """Refuses a path that does not exist before the Hub is asked for it.
 
     Raises:
-        ValueError: for a name that is no path of something, and that no repository on the Hub can have.
+        ValueError: for a name that is neither an existing path nor a possible repository on the Hub.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -83,12 +83,12 @@ _SHARED: dict[str, dict[str, Any]] = {
 
 
 def add_shared(parser: argparse.ArgumentParser, *names: str, **differing: dict[str, Any]) -> None:
-    """Adds options that several subcommands have, some with other help or another default than usual.
+    """Adds options that several subcommands share, some of them with a help or default of their own.
 
     Args:
         parser: of the subcommand.
         names: of the options, without dashes.
-        differing: options of which something is changed: arguments of `add_argument` by name of the option.
+        differing: for each option that differs from the shared one, the arguments of `add_argument` that do.
     """
     for name in (*names, *differing):
         parser.add_argument(f"--{name}", **{**_SHARED[name], **differing.get(name, {})})

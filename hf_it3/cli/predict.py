@@ -14,7 +14,7 @@ from .options import add_shared, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, which images, and how to adapt."""
+    """Adds the model, the images, and how to adapt."""
     parser.add_argument("model", metavar="MODEL", help="Hub name or directory of an idempotent model")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, and folders of them")
     add_shared(parser, "revision", "batch_size", "no_gate", "order", "seed")

@@ -6,7 +6,7 @@ from .options import add_shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options named as the arguments of [`~hf_it3.hub.push.push_directory`]."""
+    """Adds options named as the arguments of [`~hf_it3.hub.push.push_directory`]."""
     parser.add_argument("directory", metavar="DIR", help="where save_pretrained or IT3Trainer saved the model")
     parser.add_argument("repo_id", metavar="user/name")
     add_shared(parser, "private", "include_code", revision={"help": "branch to push to; created if it does not exist"})

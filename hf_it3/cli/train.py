@@ -39,7 +39,7 @@ _CHECKED = ("neutral_signal", "idempotence_weight", "distance")
 
 @dataclass
 class ModelArguments:
-    """Which model is trained. What is left out stays as in a trained idempotent model, or is IT3Config's default."""
+    """The model to train. A field left out stays as in a trained idempotent model, or takes IT3Config's default."""
 
     backbone: str = field(
         default=CNN,
@@ -64,7 +64,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which images it is trained on."""
+    """The images to train on."""
 
     dataset: str = field(
         default=DIGITS, metadata={"help": "'digits' (bundled), a Hub name, a local data set or a folder of images."}
@@ -77,8 +77,12 @@ class DataArguments:
         default=None, metadata={"help": "Split to evaluate on; by default the first of 'validation' and 'test'."}
     )
     streaming: bool = field(default=False, metadata={"help": "Read the data set while training; needs max_steps."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many images."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Number of training images, from the first on."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Number of evaluation images, from the first on."}
+    )
 
 
 _HELP = {
@@ -128,7 +132,7 @@ def _collect(group: type, arguments: argparse.Namespace) -> Any:
 def train(
     model_arguments: ModelArguments, data_arguments: DataArguments, arguments: IT3TrainingArguments
 ) -> "IT3Trainer":
-    """The command as a function.
+    """Runs the command as a function.
 
     Returns:
         The [`~hf_it3.IT3Trainer`], after training and evaluation.
@@ -169,7 +173,7 @@ def train(
 
 
 def _check_columns(rows: Any, arguments: IT3TrainingArguments) -> None:
-    """Before the model is built, and before a progress bar."""
+    """Checks the columns before the model is built, and before a progress bar."""
     from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, find_column
 
     if rows.column_names is not None:  # those of some streams are known when they are read
@@ -178,7 +182,7 @@ def _check_columns(rows: Any, arguments: IT3TrainingArguments) -> None:
 
 
 def _choose_what_to_do(arguments: IT3TrainingArguments, can_evaluate: bool) -> None:
-    """Trains and evaluates where nothing was asked for; evaluation during training is nothing asked for in itself."""
+    """Chooses to train and evaluate where neither was asked for; to evaluate during training is not to ask."""
     if arguments.do_train or (arguments.do_eval and arguments.eval_strategy == "no"):
         return
     arguments.do_train = True
@@ -224,7 +228,7 @@ def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3ForI
 
 
 def _check_trained(name: str, config: Any, values: dict[str, Any]) -> None:
-    """Refuses what the trained label embedder of an idempotent model rules out."""
+    """Refuses options that the trained label embedder of an idempotent model rules out."""
     layer = values.get("injection_layer", config.injection_layer)
     if layer != config.injection_layer:
         raise ValueError(

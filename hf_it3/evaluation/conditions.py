@@ -61,7 +61,7 @@ class Condition:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the images are as in training, as far as the names tell."""
+        """Whether the images are uncorrupted, judging by the names."""
         return self.corruption in _UNCORRUPTED and self.subset in (None, CLEAN)
 
     @property
@@ -103,7 +103,7 @@ def parse_severities(severities: str | int | Iterable[int]) -> Severities:
 
 
 def split_names(names: str | Iterable[str] | None) -> list[str]:
-    """A list of names from a list, or from a string with commas."""
+    """Names from a list or from a comma-separated string."""
     if names is None:
         return []
     parts = names.split(",") if isinstance(names, str) else [part for name in names for part in str(name).split(",")]
@@ -115,7 +115,7 @@ def parse_corruptions(corruptions: str | Iterable[str] | None, num_channels: int
 
     Args:
         corruptions: `"all"` (MNIST-C for models of grey images, ImageNet-C for colour), `"none"`, names of suites or
-            of corruptions, in a list or with commas.
+            of corruptions, as a list or comma-separated.
         num_channels: of the model's images, 1 or 3.
 
     Raises:

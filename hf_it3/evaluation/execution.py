@@ -16,7 +16,7 @@ from .tracking import Tracker
 
 
 class EvaluationInterrupted(KeyboardInterrupt):
-    """Ctrl-C during an evaluation.
+    """Raised on Ctrl-C during an evaluation.
 
     Attributes:
         results ([`RobustnessResults`]): of the conditions that were finished.
@@ -64,7 +64,7 @@ class Evaluation:
         self._reported: set[str] = set()
 
     def run(self, **source_options: Any) -> None:
-        """Runs everything that is not done yet; options are those of [`ImageSource`].
+        """Runs everything that is not done yet. The options are those of [`ImageSource`].
 
         Raises:
             EvaluationInterrupted: on Ctrl-C, with what was finished saved.

@@ -1,4 +1,4 @@
-"""Where the images come from: data sets, as batches of pixels in [0, 1] of the model's input size."""
+"""Reads data sets as batches of pixels in [0, 1] at the model's input size."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -53,11 +53,11 @@ class Normalization:
             self.std = torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1) ** (normalizes + divides_again)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """From pixels in [0, 1] to the model's input, both `(B, C, H, W)`."""
+        """Turns pixels in [0, 1] into the model's input, both `(B, C, H, W)`."""
         return pixels if self.is_identity else (pixels - self.mean) / self.std
 
     def undo(self, pixel_values: Tensor) -> Tensor:
-        """From the model's input to pixels in [0, 1]; rounding errors beyond are cut off."""
+        """Turns the model's input into pixels in [0, 1]; rounding errors beyond the ends are cut off."""
         pixels = pixel_values if self.is_identity else pixel_values * self.std + self.mean
         return pixels.clamp(0, 1)
 
@@ -114,7 +114,7 @@ class ImageSource:
         config: the model's configuration. Where the data set names the same classes in another order, its labels
             are translated.
         image_column, label_column (`str`, *optional*): by default the usual names.
-        num_samples (`int`, *optional*): so many images, drawn with a fixed seed (the first ones of a stream).
+        num_samples (`int`, *optional*): number of images, drawn with a fixed seed (of a stream, the first ones).
         cache_bytes: pixels of images are kept up to this size.
 
     Raises:
@@ -154,7 +154,7 @@ class ImageSource:
 
     @property
     def num_images(self) -> int | None:
-        """How many images a pass has, `None` for streams of unknown length."""
+        """Number of images in a pass; `None` for streams of unknown length."""
         if self.is_streaming:
             return self.num_samples
         return len(self.dataset) if self.num_samples is None else min(self.num_samples, len(self.dataset))
@@ -262,7 +262,7 @@ def _columns(dataset: Any) -> list[str]:
 
 
 def _label_map(dataset: Any, label_column: str, config: IT3Config) -> list[int] | None:
-    """For each class of the data set its index in the model, or `None` where they agree or have other names."""
+    """The model's index of each class of the data set; `None` where they agree or have other names."""
     features = getattr(dataset, "features", None) or {}
     names = getattr(features.get(label_column), "names", None)
     ours = [config.id2label[number] for number in range(config.num_labels)]

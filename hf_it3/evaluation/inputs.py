@@ -75,9 +75,9 @@ def load_subsets(
     Args:
         dataset: a name as [`~hf_it3.data.load_images`] takes it, a data set, a `DatasetDict`, or a mapping from names
             of your own to data sets (published corrupted sets, for instance).
-        split: the split of names and `DatasetDict`s, or a range of one such as `"test[2000:]"`; several, with commas,
-            are evaluated one by one.
-        config_name (*optional*): the configuration; several, with commas or in a list, are evaluated one by one.
+        split: the split of names and `DatasetDict`s, or a range of one such as `"test[2000:]"`; several,
+            comma-separated, are evaluated one by one.
+        config_name (*optional*): the configuration; several, comma-separated or in a list, are evaluated one by one.
         streaming: whether named data sets are streamed.
 
     Raises:

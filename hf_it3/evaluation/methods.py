@@ -35,10 +35,10 @@ def make_methods(
     """The methods to compare, the plain model always among them and first.
 
     Args:
-        methods: names, in a list or with commas: `"none"`; a preset of [`AdaptationConfig`] (`"statistics"`, `"tent"`,
-            `"torch-ttt"`, `"it3"`); or a scope (`"batch"`, `"stream"`, `"image"`), which is the model's own settings
-            in that scope. Or a mapping from names of your own to settings: an [`AdaptationConfig`], a mapping of its
-            fields, or `None` for no adaptation.
+        methods: names, as a list or comma-separated: `"none"`; a preset of [`AdaptationConfig`] (`"statistics"`,
+            `"tent"`, `"torch-ttt"`, `"it3"`); or a scope (`"batch"`, `"stream"`, `"image"`), which is the model's own
+            settings in that scope. Or a mapping from names of your own to settings: an [`AdaptationConfig`], a mapping
+            of its fields, or `None` for no adaptation.
         own: the model's own settings.
 
     Raises:

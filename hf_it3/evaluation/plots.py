@@ -1,4 +1,4 @@
-"""Plots of an evaluation, drawn without any window."""
+"""Draws the plots of an evaluation; no display is needed."""
 
 from __future__ import annotations
 

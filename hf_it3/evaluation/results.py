@@ -86,7 +86,7 @@ class RobustnessResults:
         return scores[condition]["methods"][method]["accuracy"]
 
     def to_dict(self, with_overall: bool = True) -> dict[str, Any]:
-        """Everything but the single images, as plain values; the figures over all conditions take a while."""
+        """Everything but the answers to single images, as plain values; the overall figures take a while."""
         return {
             "format_version": FORMAT_VERSION,
             "complete": self.complete,

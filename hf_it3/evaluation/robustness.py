@@ -1,4 +1,4 @@
-"""The one function of robustness evaluation."""
+"""Robustness evaluation of models, as one function."""
 
 import os
 import sys
@@ -89,7 +89,7 @@ def evaluate_robustness(
             [`~hf_it3.evaluation.published.find_published`]); each of its conditions is evaluated under its published
             name, and nothing is corrupted here.
         split, config_name: which part of a named data set, of a split also a range such as `"test[2000:]"`; several,
-            with commas, are conditions of their own.
+            comma-separated, become conditions of their own.
         corruptions: `"all"` (MNIST-C for models of grey images, ImageNet-C for colour), `"none"`, suites or names;
             see [`~hf_it3.corruptions.list_corruptions`]. The images as they are always come first. Of published
             files, `"all"` is what the benchmark counts.
@@ -105,7 +105,7 @@ def evaluate_robustness(
         order: `"iid"` (shuffled), `"class-sorted"`, `"mixed"` (every batch holds all conditions) or `"continual"` (as
             i.i.d., but streams go on from one condition to the next). It decides whether adaptation helps.
         batch_size: images that adapt together; by default the first model's `config.adaptation.batch_size`.
-        num_samples: so many images, drawn with a fixed seed (of a streamed data set the first ones); default all.
+        num_samples: number of images, drawn with a fixed seed (of a streamed data set, the first ones); default all.
         seeds: of corruptions and order; one or several.
         image_processor: by default that of each model's checkpoint.
         image_column, label_column: by default the usual names.

@@ -44,7 +44,7 @@ def adapt_to_images(
         config_name (`str`, *optional*): configuration of the data set.
         split (`str`): of the data set, or a range of one such as `"test[:2000]"`.
         order, seed: in which images are adapted to, see [`~hf_it3.data.in_reading_order`].
-        description (`str`, *optional*): of the images, for the model card; by default says how many there are.
+        description (`str`, *optional*): of the images, for the model card; by default their number.
         overrides: fields of [`AdaptationConfig`] that differ from the model's settings.
 
     Returns:
@@ -82,7 +82,7 @@ def save_adapted(model: IdempotentModel, directory: Any, **kwargs: Any) -> Path:
 
 
 def _open(names: Sequence[str], config_name: str | None, split: str) -> tuple[str, Iterable[dict[str, Any]]]:
-    """What the images are, in words without local paths, and the images as rows."""
+    """Opens the images as rows, and describes them in words without local paths."""
     paths = [Path(name) for name in names]
     is_dataset = len(names) == 1 and paths[0].is_dir() and not any(_images_in(paths[0]))
     if is_dataset or not all(path.exists() for path in paths):
@@ -104,7 +104,7 @@ def _images_in(folder: Path) -> Iterator[Path]:
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
-    """Image files, and those inside folders in alphabetical order.
+    """Lists image files, those inside folders in alphabetical order.
 
     Raises:
         ValueError: for a path that does not exist, and if there are none.

@@ -1,4 +1,4 @@
-"""What a model card says of a model, read from its configuration, and of the packages around it."""
+"""Collects what a model card says of a model, of its training, and of the packages around it."""
 
 import importlib.metadata
 from pathlib import Path

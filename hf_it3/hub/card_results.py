@@ -12,7 +12,7 @@ from .card_text import one_line
 
 @dataclass
 class ConditionResult:
-    """Accuracy under one condition, clean or corrupted, as it was measured.
+    """The measured accuracy under one condition, clean or corrupted.
 
     Args:
         name (`str`): the condition, for example `"noise 2"`.
@@ -109,7 +109,7 @@ def _percent(mean: float, values: Sequence[float]) -> str:
 
 
 def _cost(results: Sequence[ConditionResult]) -> str | None:
-    """How many times as long an image takes with adaptation: unlike times, this says something of other machines."""
+    """The time of an image with adaptation, divided by that without: a ratio holds on other machines, too."""
     times = [(result.milliseconds_unadapted, result.milliseconds_adapted) for result in results]
     times = [pair for pair in times if None not in pair]
     if not times:

@@ -22,7 +22,7 @@ class Markdown(str):
 
 
 def one_line(value: Any) -> str:
-    """A value as text without line breaks and control characters, as YAML and titles can hold it.
+    """Turns a value into text without line breaks and control characters, as YAML and titles can hold it.
 
     Characters that turn the direction of writing go as well: they can make a line read as another.
     """
@@ -32,7 +32,7 @@ def one_line(value: Any) -> str:
 
 
 def escape(value: Any) -> str:
-    """A value as it can stand anywhere in a line of Markdown, a table cell included, and read as it is."""
+    """Escapes a value so that it reads as it is anywhere in a line of Markdown, a table cell included."""
     if isinstance(value, Markdown):
         return value
     text = html.escape(_MARKUP.sub(r"\\\g<0>", one_line(value)), quote=False)
@@ -40,7 +40,7 @@ def escape(value: Any) -> str:
 
 
 def code(value: Any) -> Markdown:
-    """A value in a monospaced font, for a cell of a table."""
+    """Sets a value in a monospaced font, for a cell of a table."""
     text = one_line(value)
     # The fence is longer than any run of backticks inside.
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
@@ -49,12 +49,12 @@ def code(value: Any) -> Markdown:
 
 
 def literal(value: Any) -> Markdown:
-    """A string in the code of an example."""
+    """Quotes a string for the code of an example."""
     return Markdown(json.dumps(one_line(value), ensure_ascii=False))
 
 
 def link_target(value: Any) -> Markdown:
-    """A file name or address, as it stands behind a link's text."""
+    """Quotes a file name or address for a link."""
     return Markdown(quote(one_line(value), safe="/:"))
 
 

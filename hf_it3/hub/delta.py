@@ -1,4 +1,4 @@
-"""Saving of adapted models as a delta: the tensors that differ from the base model, and a reference to it."""
+"""Saves adapted models as a delta: the tensors that differ from the base model, and a reference to it."""
 
 from pathlib import Path
 from typing import Any

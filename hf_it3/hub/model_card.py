@@ -1,4 +1,4 @@
-"""Model cards: generated from what was measured, merged with what a person wrote."""
+"""Generates model cards from what was measured, and merges them with what a person wrote."""
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,7 +70,7 @@ def build_model_card(
     versions: Mapping[str, str] | None = None,
     hardware: str | None = None,
 ) -> ModelCard:
-    """The generated card of a model.
+    """Generates the card of a model.
 
     Args:
         model ([`IT3ForImageClassification`] or [`IT3Config`]): the model, or its configuration.
@@ -84,7 +84,7 @@ def build_model_card(
         language (*optional*), tags: further metadata.
         plots (list of `(file, caption)`): image files in the repository.
         example (`str`, *optional*): an image file in the repository, which the example of use classifies.
-        training (`dict`, *optional*): hyperparameters by name, as readers shall see them; see
+        training (`dict`, *optional*): hyperparameters by name, as readers see them; see
             [`~hf_it3.hub.card_facts.training_facts`].
         versions (`dict`, *optional*): of the packages; by default those installed.
         hardware (`str`, *optional*): what the cost of adaptation was measured on.

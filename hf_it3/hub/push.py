@@ -77,7 +77,7 @@ def push_directory(
     commit_message: str | None = None,
     commit_description: str | None = None,
 ) -> CommitInfo:
-    """Pushes the directory of a saved model in one commit: the branch has the old files or the new ones, no mixture.
+    """Pushes the directory of a saved model in one commit: the branch has the old files or the new ones.
 
     Args:
         directory (`str` or `PathLike`): holds `config.json` and the weights. It is not changed.
@@ -124,7 +124,7 @@ def push_directory(
 
 
 def model_files(directory: Path) -> list[Path]:
-    """The files of a saved model that are pushed, after checking that it is complete.
+    """Lists the files of a saved model to push, after checking that it is complete.
 
     Raises:
         ValueError: if the configuration or the weights are missing, corrupt or pickled.

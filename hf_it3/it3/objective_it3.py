@@ -54,7 +54,7 @@ class IdempotenceDistance:
 
 @dataclass
 class Objective:
-    """The loss that every step of adaptation takes, whoever shares the weights:
+    """The loss that every step of adaptation minimises:
 
         mean over images of D(y1, y0)  -  diversity_weight * H(mean over images of y0)
 

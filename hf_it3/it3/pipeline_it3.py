@@ -24,7 +24,7 @@ class IT3Pipeline(AdaptingPipeline, ImageClassificationPipeline):
     Args:
         adapt (`bool`, defaults to `True`): whether to adapt; without, the plain model answers.
         adaptation_batch_size (`int`, *optional*): images that adapt together; by default
-            `model.config.adaptation.batch_size`. Answers of a generator come when so many images have been read.
+            `model.config.adaptation.batch_size`. A generator is answered once that number of images has been read.
         batch_size (`int`, *optional*): images that are computed at once where none adapt together, with `adapt=False`
             for example. It is for speed alone, and changes no answer beyond rounding.
         return_idempotence (`bool`, defaults to `False`): add to every class the `idempotence` distance of its image

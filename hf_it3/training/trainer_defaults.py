@@ -1,4 +1,4 @@
-"""What `IT3Trainer` fills in where its caller left something out, from the model and from the data set."""
+"""Fills in what a caller of `IT3Trainer` left out, from the model and from the data set."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from .training_arguments import IT3TrainingArguments
 
 
 def with_our_arguments(args: TrainingArguments | None) -> IT3TrainingArguments:
-    """The arguments as they are, or those of a plain `TrainingArguments` with our defaults beside them."""
+    """Returns the arguments as they are, or those of a plain `TrainingArguments` with our defaults added."""
     if args is None:
         return IT3TrainingArguments("tmp_trainer")
     if isinstance(args, IT3TrainingArguments):
@@ -47,7 +47,7 @@ def with_defaults(
     data_collator: Callable | None,
     processing_class: Any,
 ) -> tuple[Callable, Any]:
-    """Collator and image processor that suit a model, where they were not given."""
+    """Makes the collator and the image processor that suit a model, where they were not given."""
     config = model.config
     processing_class = processing_class or image_processor_for(config)
     if data_collator is None:
@@ -73,7 +73,7 @@ def check_optimizer(args: IT3TrainingArguments, optimizer: Any) -> None:
 
 
 def name_classes(config: Any, dataset: Any, label_column: str | None) -> None:
-    """Gives classes that have transformers' stand-in names, LABEL_0 and so on, the names that the data set has."""
+    """Gives classes that still have transformers' placeholder names, LABEL_0 and so on, the names of the data set."""
     names = class_names(dataset, label_column)
     nameless = [f"LABEL_{index}" for index in range(config.num_labels)]
     if names is not None and len(names) == len(nameless) and list(config.id2label.values()) == nameless:

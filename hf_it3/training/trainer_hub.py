@@ -1,4 +1,4 @@
-"""Model card and push of the trainer."""
+"""Gives the trainer its model card and its push."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class TrainerHubMixin(Trainer):
 
         Args:
             language, license, tags, model_name, finetuned_from, dataset: as in `Trainer`.
-            tasks, dataset_tags, dataset_args: accepted as in `Trainer`, the card does not need them.
+            tasks, dataset_tags, dataset_args: accepted as in `Trainer`; the card does not use them.
             results (*optional*): of [`~hf_it3.evaluation.evaluate_robustness`], or as in
                 [`~hf_it3.hub.model_card.build_model_card`]; by default the latest accuracies of `evaluate`.
             kwargs: other arguments of [`~hf_it3.hub.model_card.build_model_card`].

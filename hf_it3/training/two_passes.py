@@ -1,4 +1,4 @@
-"""What a Trainer needs to know of a model whose one forward pass holds two passes and two losses."""
+"""Teaches `Trainer` about a model whose one forward pass holds two passes and two losses."""
 
 import functools
 from collections.abc import Callable

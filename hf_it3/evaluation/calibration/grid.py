@@ -1,4 +1,4 @@
-"""The settings that calibration tries: a few values for one property after the other, from the best so far."""
+"""Lists the settings that calibration tries: a few values of one property after another, from the best so far."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _CHOSEN_FOR_GROUPS = ("diversity_weight",)
 
 @dataclass(frozen=True)
 class Stage:
-    """A property, and what to try for it given the best settings so far."""
+    """A property, and the values to try for it given the best settings so far."""
 
     name: str
     candidates: Callable[[AdaptationConfig], list[AdaptationConfig]]
@@ -42,12 +42,12 @@ def do_nothing(settings: AdaptationConfig) -> AdaptationConfig:
 
 
 def adapts_image_by_image(settings: AdaptationConfig) -> bool:
-    """Whether every image is on its own: in scopes `"image"` and `"average"`, and in batches of one."""
+    """Whether each image adapts by itself: in scopes `"image"` and `"average"`, and in batches of one."""
     return settings.scope_of(settings.batch_size) in ("image", "average")
 
 
 def make_stages(model: nn.Module, own: AdaptationConfig) -> list[Stage]:
-    """The stages of the search for a model, in their order; those that mean nothing for it are left out.
+    """The stages of the search for a model, in order, without those that cannot change it.
 
     Scopes `"batch"` and `"stream"`: statistics (models with BatchNorm: mixed and of the batch, with and without
     steps), steps x learning rate, diversity weight, parameters (norm layers, biases), gate.
@@ -56,7 +56,7 @@ def make_stages(model: nn.Module, own: AdaptationConfig) -> list[Stage]:
 
     Args:
         model: the model.
-        own: its own settings, which the search starts from.
+        own: the model's own settings, where the search starts.
     """
     own = resolve_defaults(own, model)
     has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
@@ -76,7 +76,7 @@ def _with_defaults(own: AdaptationConfig, model: nn.Module) -> AdaptationConfig:
 
 
 def _steps_of(settings: AdaptationConfig) -> int:
-    """Optimizer steps that images take with these settings."""
+    """Number of optimizer steps that images take with these settings."""
     averages = settings.scope_of(settings.batch_size) == "average"
     return settings.augmentation_steps if averages else settings.num_steps or 0
 

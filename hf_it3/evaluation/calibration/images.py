@@ -97,7 +97,7 @@ class HeldOutImages:
 
 
 class ImagePart:
-    """Some batches of held-out images, as if there were no others.
+    """A part of the held-out images: some of their batches.
 
     Args:
         images ([`HeldOutImages`]): all of them.
@@ -135,7 +135,7 @@ def check_batches(num_images: int, batch_size: int) -> int:
 
 
 def split(images: HeldOutImages) -> tuple[ImagePart, ImagePart]:
-    """Images that choose, about two thirds of the batches, and others that compare what they chose."""
+    """Splits the batches: about two thirds choose the settings, the others compare what was chosen."""
     count = check_batches(images.num_images, images.batch_size)
     first = min(max(1, round(2 * count / 3)), count - 1)
     return ImagePart(images, 0, first), ImagePart(images, first, count)

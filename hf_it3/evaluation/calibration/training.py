@@ -16,7 +16,7 @@ logger = logging.get_logger(__name__)
 
 
 def check_trainer(trainer: Any) -> None:
-    """Whether a trainer will be able to calibrate: called before training, which may take long.
+    """Checks that a trainer can calibrate, before a training that may take long.
 
     Raises:
         ValueError: without an `eval_dataset`, with several, with too few images, and where the model is spread over
