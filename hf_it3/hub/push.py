@@ -5,8 +5,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    ModelInfo,
+    get_token,
+)
+from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
@@ -94,10 +102,10 @@ def push_directory(
     files = model_files(directory)
     api = HfApi()
     _check_no_token(files, token)
-    repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    repo_id = _create_repo(api, repo_id, private, token)
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
-    before = api.model_info(repo_id, revision=revision, token=token)
+    before = _model_info(api, repo_id, revision, token)
     with tempfile.TemporaryDirectory() as staging:
         contents = {path.name: path for path in files}
         if include_code:
@@ -121,6 +129,25 @@ def push_directory(
             # Whoever pushes in between is not overwritten: the commit fails instead.
             parent_commit=None if create_pr else before.sha,
         )
+
+
+def _create_repo(api: HfApi, repo_id: str, private: bool | None, token: Any) -> str:
+    """Creates the repository if it does not exist, and returns its full name."""
+    try:
+        return api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    except KeyError:
+        # "409 Conflict" without the repository's address, which the client expects, as servers in between answer.
+        # Whether it exists is seen at once.
+        return repo_id
+
+
+def _model_info(api: HfApi, repo_id: str, revision: str | None, token: Any) -> ModelInfo:
+    try:
+        return api.model_info(repo_id, revision=revision, token=token)
+    except RevisionNotFoundError as error:
+        # The client takes every conflict for a branch that exists, also that of "a/b" with a branch "a".
+        error.append_to_message(f"\nThe branch {revision!r} could not be created (409 Conflict); choose another name.")
+        raise
 
 
 def model_files(directory: Path) -> list[Path]:
