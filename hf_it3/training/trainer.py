@@ -1,4 +1,4 @@
-"""A Trainer for idempotent image classifiers."""
+"""A Trainer for idempotent models."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,22 @@ from transformers import ProgressCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 from transformers.utils import logging
 
-from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, first_rows
+from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, MAP_COLUMNS, first_rows
 from ..it3.adaptation_it3 import TestTimeAdapter
 from ..it3.interface_it3 import IdempotentModel, idempotent_model
 from ..it3.shell_it3 import frozen_modes
 from ..it3.shift_test_it3 import idempotence_distances
+from ..it3.task_it3 import Dense, Task, resize
 from ..utils import load_room
 from .checkpoints import check_whole, last_whole_checkpoint
-from .trainer_defaults import check_optimizer, name_classes, prepare_model, with_defaults, with_our_arguments
+from .trainer_defaults import (
+    check_optimizer,
+    measure_targets,
+    name_classes,
+    prepare_model,
+    with_defaults,
+    with_our_arguments,
+)
 from .trainer_hub import TrainerHubMixin
 from .training_arguments import IT3TrainingArguments
 from .two_passes import TwoPassTrainer
@@ -32,21 +40,25 @@ logger = logging.get_logger(__name__)
 
 
 class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
-    """Trains an idempotent classifier: classification loss of `f(x)` plus weighted loss of `f(x, y)`.
+    """Trains an idempotent model: the loss of `f(x)` plus the weighted loss of `f(x, y)`.
 
     Everything that `Trainer` does works unchanged, because one forward pass of the model holds both. Data sets with an
     image and a label column need no preparation: images are processed batch by batch, and classes that have no names
-    yet get those of the data set. After training, the idempotence distance of clean training images is measured and
-    stored in the model's configuration, for the gate.
+    yet get those of the data set. In segmentation the labels are maps of classes, in a column `annotation` or `label`.
+    In regression, mean and standard deviation of the training targets are measured before training. After training,
+    the idempotence distance of clean training images is measured and stored in the model's configuration, for the
+    gate.
 
     Args:
-        model ([`IT3ForImageClassification`]): the model.
+        model ([`IT3ForImageClassification`] or [`IT3ForSemanticSegmentation`]): the model.
         args ([`IT3TrainingArguments`], *optional*): the arguments; plain `TrainingArguments` are accepted.
-        data_collator (callable, *optional*): by default an [`~hf_it3.data.ImageCollator`].
+        data_collator (callable, *optional*): by default an [`~hf_it3.data.ImageCollator`], or in segmentation a
+            [`~hf_it3.data.SegmentationCollator`].
         processing_class (*optional*): the image processor; by default the backbone's own, or one made for its image
             size and channels.
         compute_metrics (callable, *optional*): takes an `EvalPrediction`; by default accuracy, negative log-likelihood
-            and expected calibration error of models that tell one class.
+            and expected calibration error of models that tell one class; `f1_micro` and `label_accuracy` of those that
+            tell several; `mse` and `mae` in regression; `mean_iou` and `pixel_accuracy` in segmentation.
         calibrate (`bool`, defaults to `False`): choose the adaptation settings on `eval_dataset` after training, see
             [`~hf_it3.calibration.calibrate`]; the result is in `trainer.calibration`, the report in `calibration/` of
             the output folder.
@@ -103,7 +115,7 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=self._metrics_of_task if compute_metrics is None else compute_metrics,
-            **kwargs,
+            **({"preprocess_logits_for_metrics": self._for_metrics, **kwargs} if compute_metrics is None else kwargs),
         )
         if model is None:
             self.data_collator, self.processing_class = with_defaults(self.model, args, *given)
@@ -118,7 +130,9 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
         """A fresh model from `model_init`, with the parts frozen that the arguments name."""
         model: Any = super().call_model_init(trial)
         prepare_model(model, self.args)
-        name_classes(model.config, getattr(self, "train_dataset", None), self.args.label_column)
+        dataset = getattr(self, "train_dataset", None)
+        name_classes(model.config, dataset, self.args.label_column)
+        measure_targets(model.config, dataset, self.args.label_column)
         model._image_processor = getattr(self, "processing_class", None)
         return model
 
@@ -139,6 +153,8 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
             check_whole(resume_from_checkpoint, self.args)
         if self.calibrate:
             load_room("evaluation.calibration").check_trainer(self)
+        if self.model is not None:
+            measure_targets(idempotent_model(self.model).config, self.train_dataset, self.args.label_column)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.args.reference_images:
             self.measure_reference_distance()
@@ -150,7 +166,7 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
         super()._set_signature_columns_if_needed()
         given = [name for name in (self.args.image_column, self.args.label_column) if name is not None]
         self._signature_columns = list(
-            dict.fromkeys([*self._signature_columns, *IMAGE_COLUMNS, *LABEL_COLUMNS, *given])
+            dict.fromkeys([*self._signature_columns, *IMAGE_COLUMNS, *LABEL_COLUMNS, *MAP_COLUMNS, *given])
         )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -227,10 +243,21 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
         finally:
             self.args.per_device_eval_batch_size = size
 
+    @property
+    def _task(self) -> Task:
+        """The task that the model has by now: labels may have told it."""
+        return Task.of(idempotent_model(self.model).config)
+
     def _metrics_of_task(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The default metrics, for the task that the model has by then: labels may have told it."""
-        tells_one_class = idempotent_model(self.model).config.problem_type in (None, "single_label_classification")
-        return load_room("evaluation.metrics").classification_metrics(prediction) if tells_one_class else {}
+        """The default metrics."""
+        return load_room("evaluation.metrics").metrics_of_task(self._task, prediction)
+
+    def _for_metrics(self, logits: Any, labels: Tensor) -> Any:
+        """What the default metrics take of the logits: of a segmentation model the classes, at the labels' size."""
+        if not isinstance(self._task, Dense):
+            return logits
+        maps = logits[0] if isinstance(logits, tuple) else logits
+        return resize(maps, labels.shape[-2:]).argmax(1)
 
     def prediction_step(
         self,

@@ -4,10 +4,20 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import TrainingArguments
 
-from ..data import ImageCollator, class_names, image_processor_for
+from ..data import (
+    LABEL_COLUMNS,
+    ImageCollator,
+    SegmentationCollator,
+    class_names,
+    find_column,
+    first_rows,
+    image_processor_for,
+)
+from ..it3.configuration_it3 import SEGMENTATION
 from ..it3.interface_it3 import idempotent_model
 from ..it3.shell_it3 import norm_parameter_names
 from .training_arguments import IT3TrainingArguments
@@ -51,8 +61,12 @@ def with_defaults(
     config = model.config
     processing_class = processing_class or image_processor_for(config)
     if data_collator is None:
-        classes = _number_of_classes(config)
-        data_collator = ImageCollator(processing_class, args.image_column, args.label_column, classes)
+        columns = (args.image_column, args.label_column)
+        if config.task == SEGMENTATION:
+            ignored = config.semantic_loss_ignore_index
+            data_collator = SegmentationCollator(processing_class, *columns, config.num_labels, ignored)
+        else:
+            data_collator = ImageCollator(processing_class, *columns, _number_of_classes(config))
     # A later model.push_to_hub takes it along.
     model._image_processor = processing_class
     return data_collator, processing_class
@@ -79,6 +93,34 @@ def name_classes(config: Any, dataset: Any, label_column: str | None) -> None:
     if names is not None and len(names) == len(nameless) and list(config.id2label.values()) == nameless:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
+
+
+# Rows whose targets are read where a data set has no column to read them from.
+_MAX_TARGETS = 5000
+
+
+def measure_targets(config: Any, dataset: Any, label_column: str | None) -> None:
+    """Stores mean and standard deviation of the training targets in a regression model's configuration, unless it has
+    them: predictions are standardised by them before they are compared or fed back.
+
+    Args:
+        config ([`IT3Config`]): of the model.
+        dataset: the training data; where its rows have to be read one by one, the first 5,000 are.
+        label_column (`str`, *optional*): by default the usual names.
+    """
+    if config.problem_type != "regression" or config.target_mean is not None or dataset is None:
+        return
+    if hasattr(dataset, "column_names") and hasattr(dataset, "__len__"):
+        column = find_column(dataset.column_names, LABEL_COLUMNS, label_column, "label")
+        targets = dataset.with_format("numpy")[column][:]
+    else:
+        rows = list(first_rows(dataset, _MAX_TARGETS))
+        column = find_column(rows[0] if rows else (), LABEL_COLUMNS, label_column, "label")
+        targets = [np.asarray(row[column], dtype=np.float64) for row in rows]
+    values = np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)
+    deviation = values.std(0)
+    config.target_mean = values.mean(0).tolist()
+    config.target_std = np.where(deviation > 0, deviation, 1.0).tolist()  # targets that are all the same
 
 
 def _number_of_classes(config: Any) -> int | None:

@@ -15,7 +15,11 @@ from .classification import (
     expected_calibration_error,
     negative_log_likelihood,
 )
+from .multi_label import multi_label_metrics
+from .of_task import metrics_of_task
+from .regression import regression_metrics
 from .robustness import AccuracyGain, accuracy_gain, mean_corruption_error
+from .segmentation import confusion_matrix, mean_iou, pixel_accuracy, segmentation_metrics
 from .uncertainty import RiskCoverage, area_under_risk_coverage, auroc, risk_coverage
 
 
@@ -33,11 +37,18 @@ __all__ = [
     "brier_score",
     "classification_metrics",
     "confidence_calibration_error",
+    "confusion_matrix",
     "error_rate",
     "expected_calibration_error",
     "mean_corruption_error",
+    "mean_iou",
+    "metrics_of_task",
+    "multi_label_metrics",
     "negative_log_likelihood",
+    "pixel_accuracy",
+    "regression_metrics",
     "risk_coverage",
+    "segmentation_metrics",
 ]
 
 

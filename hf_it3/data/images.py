@@ -1,4 +1,4 @@
-"""Image data sets: loading them, finding their columns, and turning rows into batches."""
+"""Data sets of images with labels: loading them, finding their columns, and turning rows into batches."""
 
 import os
 import re
@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 from transformers import AutoImageProcessor
 
-from .it3.configuration_it3 import IT3Config
-from .it3.image_processing_it3 import IT3ImageProcessor, to_mode
-from .it3.task_it3 import check_label_range
+from ..it3.configuration_it3 import IT3Config
+from ..it3.image_processing_it3 import IT3ImageProcessor, to_mode
+from ..it3.task_it3 import check_label_range
 
 
 DIGITS = "digits"
@@ -218,6 +218,9 @@ class ImageCollator:
             range; the message names it.
     """
 
+    # Usual names of the column of the labels.
+    label_columns: tuple[str, ...] = LABEL_COLUMNS
+
     def __init__(
         self,
         image_processor: Any,
@@ -231,14 +234,18 @@ class ImageCollator:
         self.num_labels = num_labels
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        columns = rows[0].keys()
-        image_column = find_column(columns, IMAGE_COLUMNS, self.image_column, "image")
+        image_column, label_column = self._columns(rows[0])
         batch = {"pixel_values": self._pixel_values([row[image_column] for row in rows])}
-        has_labels = self.label_column is not None or any(name in columns for name in LABEL_COLUMNS)
-        if has_labels:
-            label_column = find_column(columns, LABEL_COLUMNS, self.label_column, "label")
+        if label_column is not None:
             batch["labels"] = self._labels(label_column, [row[label_column] for row in rows])
         return batch
+
+    def _columns(self, row: dict[str, Any]) -> tuple[str, str | None]:
+        """The column of the images and, if there is one, that of the labels."""
+        image_column = find_column(row, IMAGE_COLUMNS, self.image_column, "image")
+        if self.label_column is None and not any(name in row for name in self.label_columns):
+            return image_column, None
+        return image_column, find_column(row, self.label_columns, self.label_column, "label")
 
     def _pixel_values(self, images: list[Any]) -> Tensor:
         if all(isinstance(image, Tensor) and image.is_floating_point() for image in images):

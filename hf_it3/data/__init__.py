@@ -1,0 +1,44 @@
+"""Image data sets: loading and making them, finding their columns, and turning rows into batches."""
+
+from .images import (
+    DIGITS,
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    READING_ORDERS,
+    ImageCollator,
+    as_bytes,
+    class_names,
+    find_column,
+    first_rows,
+    image_processor_for,
+    in_reading_order,
+    load_digits,
+    load_images,
+    mean_and_std,
+    select_split,
+)
+from .maps import MAP_COLUMNS, SegmentationCollator
+from .scenes import SCENE_CLASSES, load_digit_scenes
+
+
+__all__ = [
+    "DIGITS",
+    "IMAGE_COLUMNS",
+    "LABEL_COLUMNS",
+    "MAP_COLUMNS",
+    "READING_ORDERS",
+    "SCENE_CLASSES",
+    "ImageCollator",
+    "SegmentationCollator",
+    "as_bytes",
+    "class_names",
+    "find_column",
+    "first_rows",
+    "image_processor_for",
+    "in_reading_order",
+    "load_digit_scenes",
+    "load_digits",
+    "load_images",
+    "mean_and_std",
+    "select_split",
+]
