@@ -216,7 +216,8 @@ def trial_of(clean: int, corrupted: int) -> Trial:
 @pytest.mark.parametrize(
     ("own", "chosen", "is_better"),
     [
-        ((990, 600), (990, 601), True),
+        ((990, 600), (990, 605), True),
+        ((990, 600), (990, 601), False),  # less than a standard error
         ((990, 600), (990, 600), False),
         ((990, 601), (990, 600), False),
         ((990, 600), (987, 700), True),  # 0.3 points are allowed against the plain model

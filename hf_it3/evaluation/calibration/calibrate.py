@@ -46,7 +46,8 @@ def calibrate(
     Two thirds of the images choose, the others compare. The settings with the best mean accuracy over a few synthetic
     corruptions are chosen, among those that lose no more than `max_clean_loss` on clean images; if none of them beats
     doing nothing, that is chosen. They are written, with the gate's clean reference measured anew, if on the images
-    that did not choose they beat the settings and the reference that the model had; else nothing changes.
+    that did not choose they beat the settings and the reference that the model had, by more than a standard error;
+    else nothing changes.
 
     The search is staged, since the full grid would take hours. *Screening*, on a quarter of the images that choose:
     one property after the other is varied around the best settings so far, starting from the model's own and the

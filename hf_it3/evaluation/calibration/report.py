@@ -104,12 +104,13 @@ class Comparison:
 
     @property
     def is_better(self) -> bool:
-        """Whether the chosen ones are more accurate under the corruptions, and no worse at keeping clean images."""
-        rank = [
-            (trial.clean_loss(self.without) <= self.max_clean_loss + 1e-9, trial.mean_accuracy)
-            for trial in (self.chosen, self.own)
-        ]
-        return rank[0] > rank[1]
+        """Whether the chosen ones lose no more on clean images than is allowed, where those that were there do; or, if
+        both or none of them keep to that, gain more than a standard error under the corruptions."""
+        chosen, own = (
+            trial.clean_loss(self.without) <= self.max_clean_loss + 1e-9 for trial in (self.chosen, self.own)
+        )
+        gain, error = self.chosen.gain_over(self.own)
+        return chosen > own or (chosen == own and gain > error)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
