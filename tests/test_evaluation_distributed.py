@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from alike import assert_alike
 
 from hf_it3.evaluation import evaluate_robustness
 
@@ -53,22 +54,6 @@ def folders(trained_directory, tmp_path_factory):
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     return one, two, finished.stdout
-
-
-def assert_alike(ours, theirs, where="results"):
-    """Equal but for the last digits of figures, which differ between processes: memory lies at other addresses."""
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), where
-        for name, value in ours.items():
-            assert_alike(value, theirs[name], f"{where}.{name}")
-    elif isinstance(ours, list):
-        assert len(ours) == len(theirs), where
-        for position, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            assert_alike(one, other, f"{where}[{position}]")
-    elif isinstance(ours, float):
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5), where
-    else:
-        assert ours == theirs, where
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
