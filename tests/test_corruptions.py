@@ -256,6 +256,14 @@ def test_lines_are_drawn_on_black():
         assert (lines > 0.2).float().mean() < 0.2
 
 
+@pytest.mark.parametrize("side", [28, 112])
+def test_mud_covers_more_of_images_of_any_size_at_each_severity(side):
+    white = torch.ones(8, 1, side, side)
+    covered = [(corrupt(white, "graded/spatter", severity) < 1).float().mean().item() for severity in SEVERITIES]
+    assert 0.005 < covered[0] < covered[2] < 0.6
+    assert covered == sorted(covered)
+
+
 def test_colour_stays_where_only_the_value_changes(photographs):
     images = resized(photographs, 64, 1).clamp(0.01, 0.45)
     result = corrupt(images, "imagenet-c/brightness", severity=5)

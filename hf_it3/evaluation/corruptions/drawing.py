@@ -3,7 +3,7 @@
 import torch
 
 from .edges import canny
-from .operations import gaussian_blur, luminance, pixel_grid
+from .operations import enlarge, gaussian_blur, luminance, pixel_grid
 from .randomness import ImageRandom
 
 
@@ -12,16 +12,25 @@ _TOOTH_HEIGHT = 2.0
 
 
 def spatter(
-    images: torch.Tensor, random: ImageRandom, mean: float, spread: float, drop: float, threshold: float, edge: float
+    images: torch.Tensor,
+    random: ImageRandom,
+    mean: float,
+    spread: float,
+    grain: float,
+    drop: float,
+    threshold: float,
+    edge: float,
 ) -> torch.Tensor:
     """Splashes of mud on images (B, C, H, W): brown, or dark grey.
 
     Args:
         mean, spread: of the normal noise that becomes mud where, once smoothed, it exceeds `threshold`.
+        grain: size of the grains of noise, in pixels.
         drop: sigma of that smoothing, in pixels.
         edge: sigma of the smoothing of the splashes, in pixels.
     """
-    liquid = gaussian_blur(mean + spread * random.normal((1, *images.shape[-2:])), drop)
+    noise = enlarge(random.normal((1, *images.shape[-2:])), grain)
+    liquid = gaussian_blur(mean + spread * noise, drop)
     mud = gaussian_blur((liquid > threshold).to(images), edge)
     mud = torch.where(mud < 0.8, 0.0, mud)
     colour = images.new_tensor([63, 42, 20] if images.shape[1] == 3 else [63])[:, None, None] / 255

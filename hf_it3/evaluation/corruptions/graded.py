@@ -148,12 +148,13 @@ _OWN = (
             28: {
                 "mean": (0.65,),
                 "spread": (0.3,),
+                "grain": (1,),
                 "drop": (1,),
                 "threshold": (0.69, 0.67, 0.65, 0.63, 0.61),
                 "edge": (1.5,),
             }
         },
-        lengths=("drop", "edge"),
+        lengths=("grain", "drop", "edge"),
     ),
     _graded(name="dotted_line", function=dotted_line, tables={28: {"thickness": (1.3, 1.8, 2.3, 2.8, 3.3)}}),
     _graded(name="zigzag", function=zigzag, tables={28: {"thickness": (1.3, 1.8, 2.3, 2.8, 3.3)}}),

@@ -89,12 +89,13 @@ CORRUPTIONS = (
             28: {
                 "mean": (0.65, 0.65, 0.65, 0.65, 0.67),
                 "spread": (0.3, 0.3, 0.3, 0.3, 0.4),
+                "grain": (1,),
                 "drop": (4, 3, 2, 1, 1),
                 "threshold": (0.69, 0.68, 0.68, 0.65, 0.65),
                 "edge": (0.6, 0.6, 0.5, 1.5, 1.5),
             }
         },
-        lengths=("drop", "edge"),
+        lengths=("grain", "drop", "edge"),
         published_severity=4,
     ),
     _mnist_c(name="dotted_line", function=dotted_line, tables={28: {"thickness": (2.3,)}}),
