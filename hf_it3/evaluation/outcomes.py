@@ -17,7 +17,7 @@ class MethodOutcomes:
         confidence: largest probability.
         loss: negative log-likelihood of the label, in nats.
         brier: squared distance between probabilities and one-hot label, summed over classes.
-        adapted: whether the answer comes from adapted weights or averaged augmentations.
+        adapted: whether the answer comes from adapted weights.
     """
 
     prediction: np.ndarray
@@ -102,7 +102,7 @@ class Collector:
     def add_answers(self, method: str, index: np.ndarray, logits: Tensor, label: Tensor, adapted: Tensor) -> None:
         """Notes a method's answers to B images: logits of shape (B, num_labels), the rest of shape (B,)."""
         # In double precision, so that sums do not depend on how they are formed.
-        logits = logits.detach().double().cpu()
+        logits = logits.detach().cpu().double()
         label = label.cpu()
         log_probabilities = torch.log_softmax(logits, -1)
         probabilities = log_probabilities.exp()

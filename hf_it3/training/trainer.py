@@ -321,5 +321,5 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
             for inputs in progress:
                 with self.compute_loss_context_manager():
                     distances = idempotence_distances(model, self._prepare_inputs(inputs)["pixel_values"])
-                collected.append(self.accelerator.gather_for_metrics(distances).double().cpu())
+                collected.append(self.accelerator.gather_for_metrics(distances).cpu().double())
         return torch.cat(collected)

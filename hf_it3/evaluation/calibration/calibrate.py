@@ -155,7 +155,7 @@ def _reference_distance(model: IdempotentModel, own: AdaptationConfig, images: H
     """Mean and standard deviation of the distance on clean images, that of the settings if they have one."""
     adapter = TestTimeAdapter(model, do_nothing(own).replace(gate=None, scope="batch"))
     clean = images.batches(images.conditions[0], images.num_batches)
-    distances = torch.cat([adapter(pixel_values).idempotence.double().cpu() for pixel_values, _ in clean])
+    distances = torch.cat([adapter(pixel_values).idempotence.cpu().double() for pixel_values, _ in clean])
     if not distances.isfinite().all():
         raise ValueError(
             f"the idempotence distance of {(~distances.isfinite()).sum().item()} of {len(distances)} clean images is "

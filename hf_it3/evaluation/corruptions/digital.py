@@ -49,7 +49,7 @@ def _random_affine(random: ImageRandom, height: int, width: int, corner: float) 
     row, column, reach = height // 2, width // 2, max(1, min(height, width) // 3)
     points = [(row + reach, column + reach), (row - reach, column + reach), (row - reach, column - reach)]
     start = torch.tensor(points, dtype=torch.float64)
-    moved = start + random.uniform(-corner, corner, (3, 2)).double().cpu()
+    moved = start + random.uniform(-corner, corner, (3, 2)).cpu().double()
     homogeneous = torch.cat([moved, torch.ones_like(moved[..., :1])], dim=-1)
     return torch.stack([torch.linalg.solve(matrix, start).T for matrix in homogeneous])
 
