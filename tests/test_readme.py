@@ -9,6 +9,8 @@ import pytest
 from markdown_code import blocks, check_command, command_lines, subcommand_lines
 from PIL import Image
 
+import hf_it3
+
 
 hub, hub_client = hub_fixtures.hub, hub_fixtures.hub_client
 
@@ -31,6 +33,11 @@ def test_words_are_explained_before_they_are_used():
     words = re.findall(r"^\| ([a-z ]+) \|", after.partition("\n## ")[0], flags=re.MULTILINE)
     assert {"label signal", "gate", "anchor"} <= set(words)
     assert not [word for word in words[1:] if re.search(rf"\b{word}\b", before)]
+
+
+def test_every_public_name_is_listed():
+    listed = README.partition("## Reference")[2]
+    assert [name for name in hf_it3.__all__ if name != "__version__" and f"`{name}`" not in listed] == []
 
 
 def test_make_targets_exist():
