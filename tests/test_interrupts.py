@@ -17,7 +17,8 @@ from hf_it3.it3.injection_it3 import current_pass
 # The method, and what sets torch's modes for a while: an interrupt may come between setting and the end of it.
 TRACED = (
     str(Path(hf_it3.it3.__file__).parent),
-    str(Path(torch.__file__).parent / "_functorch"),
+    str(Path(torch.__file__).parent / "_functorch" / "vmap.py"),
+    str(Path(torch.__file__).parent / "_functorch" / "eager_transforms.py"),
     str(Path(torch.__file__).parent / "autograd" / "grad_mode.py"),
 )
 
@@ -81,8 +82,9 @@ def test_after_an_interrupt_at_any_line_everything_is_as_before(model, shifted_i
         before = surroundings()
         for line in lines.seen:
             adapter.reset()
-            # At some lines torch answers an interrupt with an error of its own.
-            with InterruptAt(line), contextlib.suppress(KeyboardInterrupt, RuntimeError):
+            # Interrupted in the middle of setting a mode, torch stumbles over it and raises an error of its own.
+            ours = line[0].startswith(TRACED[0])
+            with InterruptAt(line), contextlib.suppress(KeyboardInterrupt if ours else BaseException):
                 adapter(images)
             where = f"after an interrupt at {Path(line[0]).name}:{line[1]}"
             assert surroundings() == before, where
