@@ -16,7 +16,7 @@ cards: $(INSTALLED)
 
 # Into build/docs; a link that leads nowhere is an error.
 docs: $(INSTALLED)
-	PATH="$(BIN):$$PATH" $(BIN)/mkdocs build --quiet --config-file docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 PATH="$(BIN):$$PATH" $(BIN)/mkdocs build --quiet --config-file docs/mkdocs.yml
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(ARGS)

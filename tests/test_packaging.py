@@ -42,7 +42,7 @@ def test_every_file_of_the_package_that_is_no_module_is_shipped():
 
 def test_a_source_distribution_holds_what_the_readme_links_to_and_the_makefile_needs():
     manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
-    for name in ("docs", "examples", "model_cards", "tests"):
+    for name in (".github", "docs", "examples", "model_cards", "tests"):
         assert re.search(rf"^graft {name}$", manifest, flags=re.MULTILINE)
     assert "include Makefile constraints.txt" in manifest
 
