@@ -42,16 +42,29 @@ def visit(browser, address, **options):
         assert not foreign, f"the page fetched {foreign[:3]}"
 
 
+def soon(locator):
+    """Playwright's assertions on what the page comes to show: pictures, scores and plots arrive after the headline."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=TIMEOUT)
+    return expect(locator)
+
+
 def adapt(page):
-    """Presses the button and returns the scores that appear: label -> (before, after), of the best classes of each."""
+    """Presses the button and returns the scores that appear: label -> (before, after), of the best classes of each.
+
+    Nothing after an error.
+    """
     shown = "[data-testid=result], [role=alert]"
     page.evaluate(f"document.querySelectorAll('{shown}').forEach(element => element.dataset.old = '')")
     page.click("#adapt")
     page.wait_for_selector(shown.replace("]", "]:not([data-old])"))
+    if page.locator("[role=alert]:not([data-old])").count():
+        return {}
+    for label in ("#before", "#after"):
+        page.locator(f"{label} meter").first.wait_for()
     before, after = (
         page.locator(f"{label} meter").evaluate_all("all => all.map(bar => [bar.ariaLabel, bar.value])")
-        if page.locator(label).is_visible()
-        else []
         for label in ("#before", "#after")
     )
     return {label: (dict(before).get(label), dict(after).get(label)) for label in dict([*before, *after])}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import space_fixtures
 from PIL import Image
-from space_fixtures import adapt, visit
+from space_fixtures import adapt, soon, visit
 from transformers import ResNetConfig, set_seed
 
 
@@ -94,15 +94,14 @@ def test_a_visitor_picks_from_a_data_set_of_the_models_own_kind(browser, directo
     app = launch(directory, dataset=dataset, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     try:
         with visit(browser, app.local_url.rstrip("/")) as page:
-            assert not page.get_by_role("tab", name="Draw").is_visible()
-            assert page.locator("#samples button img").count() == 16
+            soon(page.get_by_role("tab", name="Draw")).to_be_hidden()
+            soon(page.locator("#samples button img")).to_have_count(16)
             page.locator("#samples button").nth(2).click()
             assert adapt(page).keys() == SHORT
-            text = page.locator("#result").inner_text()
-            assert "Right before: " in text
-            assert "of 16" in text
-            assert page.locator("#suite input").first.input_value() == "Nothing"
-            assert page.locator("#suite input").nth(1).input_value() == "ImageNet-C"
+            soon(page.locator("#result")).to_contain_text("Right before: ")
+            soon(page.locator("#result")).to_contain_text("of 16")
+            soon(page.locator("#suite input").first).to_have_value("Nothing")
+            soon(page.locator("#suite input").nth(1)).to_have_value("ImageNet-C")
     finally:
         app.close()
 
@@ -193,18 +192,18 @@ def test_labels_that_the_model_does_not_have_are_named(digits, tmp_path):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_visitor_uploads_photographs_and_sees_the_models_own_classes(browser, address, photographs, width):
     with visit(browser, address, viewport={"width": width, "height": 844}) as page:
-        assert page.get_by_role("tab").all_inner_texts() == ["Upload"]
-        assert "draw" not in page.locator("h1 + p").inner_text()
-        assert page.locator("#suite input:checked").input_value() == "Nothing"
-        assert not page.locator("#corruption").is_visible()
-        assert page.locator("#message").inner_text().strip() == "The answer appears here."
+        soon(page.get_by_role("tab")).to_have_text(["Upload"])
+        soon(page.locator("h1 + p")).not_to_contain_text("draw")
+        soon(page.locator("#suite input:checked")).to_have_value("Nothing")
+        soon(page.locator("#corruption")).to_be_hidden()
+        soon(page.locator("#message")).to_have_text("The answer appears here.")
         upload(page, photographs[0])
         assert adapt(page).keys() == SHORT
-        assert page.locator("#before b").count() == 0
-        assert not page.locator("#batch").is_visible()
+        soon(page.locator("#before b")).to_have_count(0)
+        soon(page.locator("#batch")).to_be_hidden()
         upload(page, *photographs)
         adapt(page)
-        assert page.locator("#batch img").count() == 3
+        soon(page.locator("#batch img")).to_have_count(3)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -215,11 +214,11 @@ def test_files_that_cannot_be_used_are_named_and_the_next_ones_work(browser, add
     Image.new("1", (side, side)).save(huge)
     with visit(browser, address) as page:
         adapt(page)
-        assert "Upload an image first" in page.locator("[role=alert]").inner_text()
+        soon(page.locator("[role=alert]")).to_contain_text("Upload an image first")
         for path, message in ((text, "notes.png is not an image"), (huge, f"huge.png has {side} x {side} pixels")):
             upload(page, photographs[0], str(path))
             adapt(page)
-            assert message in page.locator("[role=alert]").inner_text()
+            soon(page.locator("[role=alert]")).to_contain_text(message)
         upload(page, photographs[1])
         assert adapt(page).keys() == SHORT
 
