@@ -1,5 +1,6 @@
 """Scope stream: weights that live on, their state, and the guard against collapse."""
 
+import copy
 import io
 
 import pytest
@@ -156,6 +157,17 @@ class TestState:
             restored.load_state_dict(state)
             restored(shifted_images.double())
             assert restored.state_dict()["num_steps"] == 4
+
+    @pytest.mark.parametrize(
+        "formats", [(torch.contiguous_format, torch.channels_last), (torch.channels_last, torch.contiguous_format)]
+    )
+    def test_it_can_be_restored_into_a_model_in_another_memory_format(self, double_model, batches, formats):
+        saved, restored = (stream_of(copy.deepcopy(double_model).to(memory_format=layout)) for layout in formats)
+        for images in batches[:2]:
+            saved(images)
+        restored.load_state_dict(saved.state_dict())
+        for images in batches[2:]:
+            torch.testing.assert_close(restored(images).logits, saved(images).logits, rtol=0, atol=1e-9)
 
     @pytest.mark.parametrize("scope", ["batch", "image"])
     def test_other_scopes_have_none(self, model, scope):

@@ -46,3 +46,14 @@ def forget_history(optimizer: torch.optim.Optimizer) -> None:
     history = [entry for state in optimizer.state.values() for entry in state.values() if isinstance(entry, Tensor)]
     if history:
         torch._foreach_zero_(history)
+
+
+def lay_out_history(optimizer: torch.optim.Optimizer) -> None:
+    """Gives moments the memory layout of their parameters, which fused kernels rely on as they do for gradients.
+
+    A state that was saved from a model in another memory format comes in that one's.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, entry in state.items():
+            if isinstance(entry, Tensor) and entry.shape == parameter.shape and entry.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=entry.dtype).copy_(entry)

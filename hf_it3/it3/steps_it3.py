@@ -13,7 +13,7 @@ from torch import Tensor
 from .adaptation_config_it3 import AdaptationConfig
 from .batchnorm_it3 import norm_statistics
 from .objective_it3 import Objective, move_average
-from .optimizers_it3 import forget_history, make_optimizer
+from .optimizers_it3 import forget_history, lay_out_history, make_optimizer
 from .shell_it3 import ModelShell
 
 
@@ -123,6 +123,7 @@ class SharedAdaptation:
                 shapes = {tuple(entry.shape) for entry in entries.values() if isinstance(entry, Tensor)}
                 if not shapes <= {(), tuple(parameter.shape)}:
                     raise ValueError(f"{problem}: it has shapes {shapes} for one of shape {tuple(parameter.shape)}")
+        lay_out_history(optimizer)
         self._optimizer = optimizer
         return optimizer
 
