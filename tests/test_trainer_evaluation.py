@@ -10,7 +10,7 @@ import trainer_fixtures
 from trainer_fixtures import tiny, weights
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from hf_it3 import IT3Trainer, TestTimeAdapter
+from hf_it3 import IT3ForImageClassification, IT3Trainer, TestTimeAdapter
 from hf_it3.it3.shift_test_it3 import idempotence_distances
 
 
@@ -192,6 +192,44 @@ class TestEvaluation:
         assert trainer.state.global_step == 3
         assert trainer.state.best_global_step == 1
         assert "early stopping is disabled" not in caplog.text
+
+    def test_the_gate_of_an_evaluation_is_that_of_the_model_saved_then(self, arguments, rows, shifted_rows):
+        values = {"eval_adapted": True, "reference_images": 40}
+        args = arguments(
+            **values,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_strategy="steps",
+            save_steps=2,
+            max_steps=6,
+            load_best_model_at_end=True,
+            metric_for_best_model="adapted_accuracy",
+        )
+        trainer = IT3Trainer(tiny(), args, train_dataset=rows, eval_dataset=shifted_rows + rows)
+        trainer.train()
+        logged = {
+            entry["step"]: entry["eval_adapted_accuracy"]
+            for entry in trainer.state.log_history
+            if "eval_adapted_accuracy" in entry
+        }
+        for step, accuracy in logged.items():
+            saved = IT3ForImageClassification.from_pretrained(f"{args.output_dir}/checkpoint-{step}").eval()
+            distances = idempotence_distances(saved, torch.stack([row["pixel_values"] for row in rows[:40]]))
+            assert saved.config.reference_distance["mean"] == pytest.approx(distances.mean().item(), abs=1e-5), step
+            again = IT3Trainer(saved, arguments(**values), eval_dataset=shifted_rows + rows).evaluate()
+            assert again["eval_adapted_accuracy"] == pytest.approx(accuracy), step
+        assert trainer.evaluate()["eval_adapted_accuracy"] == pytest.approx(max(logged.values()))
+
+    def test_a_model_without_a_reference_gets_one_before_it_adapts_and_another_keeps_its_own(
+        self, model, arguments, rows, shifted_rows
+    ):
+        args = arguments(eval_adapted=True, reference_images=40)
+        own = model.config.reference_distance
+        IT3Trainer(model, args, train_dataset=rows, eval_dataset=shifted_rows).evaluate()
+        assert model.config.reference_distance == own
+        model.config.reference_distance = None
+        IT3Trainer(model, args, train_dataset=rows, eval_dataset=shifted_rows).evaluate()
+        assert model.config.reference_distance["num_images"] == 40
 
     def test_either_loop_has_a_progress_bar_of_its_own(self, model, arguments, shifted_rows, capsys):
         model.config.adaptation = model.config.adaptation.replace(batch_size=32)

@@ -125,6 +125,7 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
         self.calibration: CalibrationResult | None = None
         self._evaluates_adapted = False
         self._adapter: TestTimeAdapter | None = None
+        self._reference_step: int | None = None  # of the latest measurement while training
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A fresh model from `model_init`, with the parts frozen that the arguments name."""
@@ -192,7 +193,8 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
 
         The adapted metrics are named `{prefix}_adapted_{metric}`; callbacks and the log get them together with the
         others, and the runtime is that of both. `config.adaptation.batch_size` says how many images adapt together, on
-        each device; the evaluation batch size is for speed alone.
+        each device; the evaluation batch size is for speed alone. While training, and where the model has none yet,
+        the clean reference distance is measured before, so that the gate is that of the model as it would be saved.
         """
         self._evaluates_adapted = self.args.eval_adapted
         try:
@@ -216,6 +218,7 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ProgressCallback):
                 callback.on_predict(self.args, self.state, self.control)  # closes the bar, the next loop opens another
+        self._measure_reference_before_adapting()
         self._adapter = TestTimeAdapter(idempotent_model(self.model))
         try:
             adapted = loop(
@@ -233,6 +236,16 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
             if not name.endswith("model_preparation_time")
         }
         return output._replace(metrics={**(output.metrics or {}), **metrics})
+
+    def _measure_reference_before_adapting(self) -> None:
+        """The gate of an evaluation is that of the model as it is now, and as it would be saved now."""
+        is_measured = idempotent_model(self.model).config.reference_distance is not None
+        step = self.state.global_step if self.is_in_train else None
+        if step == self._reference_step if self.is_in_train else is_measured:
+            return
+        if self.args.reference_images and self.train_dataset is not None:
+            self.measure_reference_distance()
+            self._reference_step = step
 
     def _adaptation_batches(self, dataloader: DataLoader) -> DataLoader:
         """The same images in batches of those that adapt together, on each device."""
