@@ -8,6 +8,7 @@ from families import FAMILIES, NUM_LABELS, classifier, family_config, family_ima
 from torch import nn
 from transformers import (
     AutoBackbone,
+    AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
     PreTrainedConfig,
@@ -16,10 +17,14 @@ from transformers import (
     ResNetModel,
     ViTConfig,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 from untouched import untouched
 
 from hf_it3 import IT3ForImageClassification, TestTimeAdapter
 from hf_it3.cli.inspection import inspect_model
+from hf_it3.it3.heads_it3 import has_head
 
 
 LABELS = torch.arange(NUM_LABELS)
@@ -253,15 +258,16 @@ class PlainNetwork(nn.Module):
         return self.head(self.bn1(self.conv1(pixel_values)).relu().mean((2, 3)))
 
 
-def test_a_plain_module_works_in_memory_and_says_how_to_be_saved(tmp_path):
+def test_a_plain_module_works_and_loads_into_another(tmp_path):
     network, images = PlainNetwork().eval(), family_images("vit")
     with untouched(network):
         model = IT3ForImageClassification.from_backbone(network)
         output = model.adapt(images, gate=None, num_steps=1)
     assert torch.equal(model(images).logits, network(images))
     assert output.adapted.all()
-    with pytest.raises(ValueError, match="PlainNetwork cannot be saved.*make it a transformers.PreTrainedModel"):
-        model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    loaded = IT3ForImageClassification.from_pretrained(tmp_path, backbone=PlainNetwork()).eval()
+    assert torch.equal(loaded(images).logits, network(images))
 
 
 class UnregisteredConfig(PreTrainedConfig):
@@ -279,6 +285,94 @@ class UnregisteredForImageClassification(PreTrainedModel):
 
     def forward(self, pixel_values):
         return (self.network(pixel_values),)
+
+
+class OwnConfig(PreTrainedConfig):
+    model_type = "network_of_my_own"
+
+
+class OwnClassifier(PreTrainedModel):
+    """Nothing in its name says what it ends in."""
+
+    config_class = OwnConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.network = PlainNetwork()
+        self.post_init()
+
+    def forward(self, pixel_values):
+        return (self.network(pixel_values),)
+
+
+class OwnModel(OwnClassifier):
+    """Called as models without a head are, but says what it returns."""
+
+    def forward(self, pixel_values) -> tuple | ImageClassifierOutput:
+        return ImageClassifierOutput(logits=self.network(pixel_values))
+
+
+class OwnFeatures(OwnClassifier):
+    """Without a head, as its output says."""
+
+    def forward(self, pixel_values) -> BaseModelOutputWithPooling:
+        features = self.network.conv1(pixel_values)
+        return BaseModelOutputWithPooling(pooler_output=features.mean((2, 3)) @ self.network.head.weight.T)
+
+
+@pytest.fixture
+def registered():
+    """The class as models of one's own are registered, for the time of a test."""
+    AutoConfig.register(OwnConfig.model_type, OwnConfig)
+
+    def register(model_class, auto_class=AutoModelForImageClassification):
+        auto_class.register(OwnConfig, model_class)
+
+    yield register
+    del CONFIG_MAPPING._extra_content[OwnConfig.model_type]
+    for mapping in (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING):
+        mapping._extra_content.pop(OwnConfig, None)
+
+
+@pytest.mark.parametrize("model_class", [OwnClassifier, OwnModel])
+def test_a_classifier_of_ones_own_may_have_any_name(model_class, registered, tmp_path):
+    registered(model_class)
+    network, images = model_class(OwnConfig(num_labels=NUM_LABELS)).eval(), family_images("vit")
+    model = IT3ForImageClassification.from_backbone(network)
+    assert type(model.backbone) is model_class
+    assert torch.equal(model(images).logits, network.network(images))
+    model.save_pretrained(tmp_path)
+    loaded = IT3ForImageClassification.from_pretrained(tmp_path).eval()
+    assert type(loaded.backbone) is model_class
+    assert torch.equal(loaded(images).logits, model(images).logits)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "register_as", "expected"),
+    [
+        (OwnClassifier, None, True),
+        (OwnModel, None, True),
+        (OwnFeatures, None, False),
+        (OwnFeatures, AutoModelForImageClassification, True),
+        (type("OwnBackbone", (OwnClassifier,), {}), None, False),
+        (type("OwnBackbone", (OwnClassifier,), {}), AutoModelForImageClassification, True),
+        (type("OwnForImageClassification", (OwnFeatures,), {}), None, True),
+    ],
+)
+def test_a_head_is_told_by_name_registration_and_output(model_class, register_as, expected, registered):
+    if register_as is not None:
+        registered(model_class, register_as)
+    assert has_head(model_class, "image-classification") == expected
+
+
+def test_of_two_classes_for_one_configuration_the_saved_one_is_built(registered, tmp_path):
+    registered(OwnClassifier)
+    registered(OwnFeatures, AutoModel)
+    model = IT3ForImageClassification.from_backbone(OwnFeatures(OwnConfig()), num_labels=3)
+    model.save_pretrained(tmp_path)
+    assert type(model.backbone.model) is OwnFeatures
+    assert type(IT3ForImageClassification.from_pretrained(tmp_path).backbone.model) is OwnFeatures
 
 
 def test_a_model_that_the_auto_classes_do_not_know_is_not_saved(tmp_path):

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,11 @@ def test_every_command_is_listed():
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, trained_directory, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained_directory, "runs/demo")  # the model that pages tell their readers to make
-    namespace: dict[str, object] = {}
+    # A module, as a reader's script or notebook is one, so that classes in it can be found again.
+    script = types.ModuleType("readers_script")
+    monkeypatch.setitem(sys.modules, script.__name__, script)
     for block in blocks(PAGES[page], "python"):
-        exec(compile(block, page, "exec"), namespace)
+        exec(compile(block, page, "exec"), vars(script))
 
 
 COMMAND_LINES = [(page, line) for page, text in PAGES.items() if page != LISTING for line in subcommand_lines(text)]

@@ -10,6 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..it3.adaptation_config_it3 import AdaptationConfig
 from ..it3.backbone_defaults_it3 import BACKBONE_DEFAULTS, resolve_defaults
 from ..it3.interface_it3 import idempotent_model
+from ..it3.plain_module_it3 import ModuleConfig
 from .card_text import Markdown, code
 
 
@@ -39,7 +40,8 @@ def model_facts(model: Any) -> dict[str, Any]:
     adapted = getattr(config, "base_model", None)
     return {
         "adapted": _adapted_facts(adapted) if adapted else None,
-        "architecture": config.backbone_config.model_type,
+        "architecture": getattr(config.backbone_config, "class_name", config.backbone_config.model_type),
+        "module": _module_facts(config.backbone_config),
         "num_labels": config.num_labels,
         "labels": _label_list(config),
         "settings": [(name, _setting(config, adaptation, name)) for name in SETTINGS],
@@ -48,6 +50,17 @@ def model_facts(model: Any) -> dict[str, Any]:
         "calibration_corruptions": ", ".join(getattr(config, "calibration_corruptions", None) or []),
         **_input_facts(config),
     }
+
+
+def _module_facts(backbone: Any) -> dict[str, Any] | None:
+    """How a plain module is imported and built, in Python; `None` for other backbones, and for what is no name."""
+    if not isinstance(backbone, ModuleConfig) or backbone.backbone_class is None:
+        return None
+    module, _, name = backbone.backbone_class.rpartition(".")
+    if not all(part.isidentifier() for part in backbone.backbone_class.split(".")):
+        return None
+    arguments = f"**{backbone.backbone_kwargs!r}" if backbone.backbone_kwargs else ""
+    return {"from": Markdown(module), "name": Markdown(name), "call": Markdown(f"{name}({arguments})")}
 
 
 def training_facts(trainer: Any) -> dict[str, Any] | None:

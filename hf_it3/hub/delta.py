@@ -1,5 +1,6 @@
 """Saves adapted models as a delta: the tensors that differ from the base model, and a reference to it."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 
 from ..it3.loading_it3 import DELTA_NAME, is_delta
+from ..it3.plain_module_it3 import ModuleConfig
 from .card_facts import public_id
 
 
@@ -42,11 +44,12 @@ def save_delta(model: Any, directory: Any) -> Path:
             f"revision {revision!r}; push the base model first, load it from the Hub and adapt that, or save the "
             "whole model"
         )
-    base = type(model).from_pretrained(name, revision=revision, dtype=model.dtype)
+    own = _own_parts(model)
+    base = type(model).from_pretrained(name, revision=revision, dtype=model.dtype, **own)
     reference = {"name_or_path": name, "revision": revision}
     if is_delta(base.config.base_model):
         reference = base.config.base_model["delta_of"]
-        base = type(model).from_pretrained(**_loading(reference), dtype=model.dtype)
+        base = type(model).from_pretrained(**_loading(reference), dtype=model.dtype, **own)
     changed = changed_tensors(model, base)
     if not changed:
         logger.warning(f"No weight differs from {name}: the model was never adapted, the delta is empty.")
@@ -71,6 +74,16 @@ def changed_tensors(model: Any, base: Any) -> dict[str, torch.Tensor]:
         for name, value in model.state_dict().items()
         if name not in before or not torch.equal(value.cpu(), before[name].cpu())
     }
+
+
+def _own_parts(model: Any) -> dict[str, Any]:
+    """What a configuration does not build: the caller's own module and label embedder."""
+    parts = {}
+    if model.config.backbone_config.model_type == ModuleConfig.model_type:
+        parts["backbone"] = model.backbone
+    if model.config.embedder_class is not None:
+        parts["embedder"] = copy.deepcopy(model.embedder)
+    return parts
 
 
 def _loading(reference: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from .configuration_cnn_it3 import IT3CNNConfig
 from .configuration_it3 import SEGMENTATION, IT3Config
 from .heads_it3 import HEADS, has_head, model_class_for
 from .injection_it3 import last_channels
-from .loading_it3 import of_hub
+from .loading_it3 import of_hub, weights_follow
 from .modeling_cnn_it3 import IT3CNNForImageClassification
+from .plain_module_it3 import ModuleConfig, build_module, describe_module, why_not_saveable
 
 
 LOADING_ARGUMENTS = (
@@ -34,16 +35,6 @@ LOADING_ARGUMENTS = (
     "token",
     "trust_remote_code",
 )
-
-
-class ModuleConfig(PreTrainedConfig):
-    """Stands in for the configuration of a plain `nn.Module`, which has none."""
-
-    model_type = "it3_module"
-
-    if TYPE_CHECKING:
-        # A property, which checkers do not expect among the arguments.
-        num_labels: int = 2
 
 
 class UncachedBiases:
@@ -127,10 +118,8 @@ def _feature_size(model: PreTrainedModel) -> int:
 def build_backbone(config: IT3Config, **loading: Any) -> nn.Module:
     """A new backbone with random weights for `config.backbone_config`; `loading` may hold `dtype` and
     `attn_implementation`."""
-    if config.backbone_config.model_type == ModuleConfig.model_type:
-        raise ValueError(
-            "this model wraps a plain nn.Module, which cannot be rebuilt from a configuration; pass backbone=module"
-        )
+    if isinstance(config.backbone_config, ModuleConfig):
+        return build_module(config.backbone_config)
     model_class = model_class_for(config.backbone_config, config.task)
     config.backbone_config.architectures = [model_class.__name__]
     backbone = model_class._from_config(config.backbone_config, **loading)
@@ -146,12 +135,11 @@ def share_config(config: IT3Config, backbone: nn.Module) -> None:
 
 
 def check_rebuildable(config: PreTrainedConfig, backbone: nn.Module, task: str) -> None:
-    """Raises a ValueError, with the way out, if a saved backbone `config` would not lead back to `backbone`."""
-    if config.model_type == ModuleConfig.model_type:
-        raise ValueError(
-            f"a wrapped {type(backbone).__name__} cannot be saved, since no configuration tells how to build it "
-            "again; make it a transformers.PreTrainedModel with a configuration class, and wrap that"
-        )
+    """Raises a ValueError, with the way out, if what is saved would not lead back to `backbone`."""
+    if isinstance(config, ModuleConfig):
+        if reason := why_not_saveable(backbone):
+            raise ValueError(f"a wrapped {type(backbone).__name__} cannot be saved: {reason}")
+        return
     known = config.model_type == IT3CNNConfig.model_type or config.model_type in CONFIG_MAPPING
     if not known:
         raise ValueError(
@@ -161,13 +149,19 @@ def check_rebuildable(config: PreTrainedConfig, backbone: nn.Module, task: str) 
         )
 
 
-def take_over(backbone: Any, config_values: dict[str, Any], loading: dict[str, Any]) -> tuple[nn.Module, dict]:
+def take_over(
+    backbone: Any,
+    config_values: dict[str, Any],
+    loading: dict[str, Any],
+    backbone_kwargs: dict[str, Any] | None = None,
+) -> tuple[nn.Module, dict]:
     """The model behind whatever `from_backbone` was given, never the caller's own object.
 
     Args:
         backbone (`str`, `PreTrainedConfig`, `PreTrainedModel` or `nn.Module`).
         config_values (`dict`): the arguments of [`IT3Config`] given by the caller, and the task.
         loading (`dict`): arguments for `from_pretrained`.
+        backbone_kwargs (`dict`, *optional*): as in `from_backbone`.
 
     Returns:
         The model, and the arguments for [`IT3Config`] with `backbone_config` filled in.
@@ -180,6 +174,10 @@ def take_over(backbone: Any, config_values: dict[str, Any], loading: dict[str, A
     if IT3Config.model_type in (getattr(backbone, "model_type", None), _model_type(backbone)):
         raise ValueError(f"{type(backbone).__name__} takes a label signal already; there is nothing to wrap")
     _check_loading(backbone, loading)
+    if backbone_kwargs is not None and (not isinstance(backbone, nn.Module) or isinstance(backbone, PreTrainedModel)):
+        raise ValueError(
+            f"backbone_kwargs is for a plain nn.Module; a {type(backbone).__name__} is built from its configuration"
+        )
     task = config_values["task"]
     if isinstance(backbone, PreTrainedConfig):
         config_values = _with_ignored_label(config_values, backbone)
@@ -191,7 +189,7 @@ def take_over(backbone: Any, config_values: dict[str, Any], loading: dict[str, A
     else:
         backbone = _load(os.fspath(backbone), config_values, loading)
     if not isinstance(backbone, PreTrainedModel):
-        return backbone, {**config_values, "backbone_config": _module_config(backbone, config_values)}
+        return backbone, {**config_values, "backbone_config": _module_config(backbone, config_values, backbone_kwargs)}
     backbone.config.architectures = [type(backbone).__name__]
     values = {**_with_ignored_label(config_values, backbone.config), "backbone_config": backbone.config}
     if has_head(type(backbone), task):
@@ -253,15 +251,22 @@ def _load(name: str, config_values: dict[str, Any], loading: dict[str, Any]) -> 
 
 
 def keep_weights(module: nn.Module) -> None:
-    """Keeps `post_init` of the wrapping model from drawing new weights for a module that has its own."""
+    """Keeps `post_init` of the wrapping model from drawing new weights for a module that has its own.
+
+    Not where they are loaded: transformers takes what is marked for weights that a file may lack.
+    """
+    if weights_follow():
+        return
     marked: Iterable[Any] = (*module.modules(), *module.parameters(), *module.buffers())
     for part in marked:
         part._is_hf_initialized = True
 
 
-def _module_config(module: nn.Module, config_values: dict[str, Any]) -> ModuleConfig:
+def _module_config(
+    module: nn.Module, config_values: dict[str, Any], backbone_kwargs: dict[str, Any] | None
+) -> ModuleConfig:
     if config_values.get("id2label") is not None:
-        return ModuleConfig(id2label=config_values["id2label"])
+        return describe_module(module, backbone_kwargs, id2label=config_values["id2label"])
     num_labels = config_values.get("num_labels")
     if num_labels is None:
         kinds = HEADS[config_values["task"]].last_layers
@@ -269,7 +274,7 @@ def _module_config(module: nn.Module, config_values: dict[str, Any]) -> ModuleCo
         if not layers:
             raise ValueError(f"cannot tell the number of classes of {type(module).__name__}; pass num_labels=...")
         num_labels = getattr(layers[-1], "out_features", None) or layers[-1].out_channels
-    return ModuleConfig(num_labels=num_labels)
+    return describe_module(module, backbone_kwargs, num_labels=num_labels)
 
 
 def backbone_logits(output: Any, backbone: nn.Module, task: str) -> Tensor:

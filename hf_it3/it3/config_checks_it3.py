@@ -57,6 +57,8 @@ _REQUIREMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value),
         "a list of class names",
     ),
+    "backbone_class": (_of_type(str), "the name of a class with its module"),
+    "backbone_kwargs": (_of_type(Mapping), "a mapping"),
     "base_model": (_of_type(Mapping), "a mapping"),
     "dtype": (_is_dtype, "the name of a torch.dtype"),
     "id2label": (_names_classes, f"a mapping from class numbers to names, of at most {MAX_LABELS} classes"),

@@ -15,6 +15,7 @@ from .adaptation_config_it3 import AdaptationConfig, check_known_fields, describ
 from .config_checks_it3 import check_values
 from .configuration_cnn_it3 import IT3CNNConfig
 from .distances_it3 import DISTANCES
+from .plain_module_it3 import ModuleConfig
 
 
 NEUTRAL_SIGNALS = ("none", "zeros", "uniform")
@@ -296,8 +297,9 @@ def _resolve_backbone_config(value: Any) -> PreTrainedConfig:
     check_values(value, "IT3Config.backbone_config.")
     values = {name: one for name, one in value.items() if (name, one) != ("num_labels", None)}
     model_type: Any = values.get("model_type")
-    if model_type == IT3CNNConfig.model_type:
-        return IT3CNNConfig.from_dict(values)
+    for own in (IT3CNNConfig, ModuleConfig):
+        if model_type == own.model_type:
+            return own.from_dict(values)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"IT3Config.backbone_config needs the model_type of a transformers model, got {model_type!r}; "

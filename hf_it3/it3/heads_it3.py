@@ -1,5 +1,8 @@
 """What models that end in class logits, of images or of pixels, are called in transformers, and where to find them."""
 
+import dataclasses
+import inspect
+import typing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     MODEL_MAPPING,
 )
+from transformers.utils import ModelOutput
 
 from .configuration_cnn_it3 import IT3CNNConfig
 from .configuration_it3 import CLASSIFICATION, SEGMENTATION
@@ -63,12 +67,40 @@ HEADS = {
 }
 
 
-def has_head(model_class: type, task: str) -> bool:
-    """Whether models of a class end in the answers of the task; where no head can be added, a class that transformers
-    does not know is taken to."""
+def has_head(model_class: Any, task: str) -> bool:
+    """Whether models of a class end in the answers of the task, told without running one.
+
+    Classes of transformers are told by their names. Others are told by their names too, by the Auto class that they
+    are registered with, or by the output that `forward` is annotated with; one that nothing tells of is taken to end
+    in answers, unless it is called a `...Model` or `...Backbone`.
+    """
     head = HEADS[task]
-    is_known = model_class.__module__.startswith("transformers.")
-    return head.suffix in model_class.__name__ or not (head.can_be_added or is_known)
+    name = model_class.__name__
+    if head.suffix in name or model_class.__module__.startswith("transformers."):
+        return head.suffix in name
+    if not head.can_be_added or model_class in _registered(head.mappings[0], model_class.config_class):
+        return True
+    if (fields := _output_fields(model_class)) is not None:
+        return "logits" in fields
+    return not name.endswith(("Model", "Backbone"))
+
+
+def _output_fields(model_class: Any) -> set[str] | None:
+    """Fields of the output that `forward` is annotated with, alone or as one of several; `None` without any."""
+    try:
+        annotation = inspect.signature(model_class.forward, eval_str=True).return_annotation
+    except (NameError, AttributeError, SyntaxError, TypeError):  # names that exist only for type checkers
+        return None
+    for kind in typing.get_args(annotation) or (annotation,):
+        if isinstance(kind, type) and issubclass(kind, ModelOutput) and dataclasses.is_dataclass(kind):
+            return {field.name for field in dataclasses.fields(kind)}
+    return None
+
+
+def _registered(mapping: Any, config_class: Any) -> tuple[type, ...]:
+    """The classes that an Auto class builds from a kind of configuration."""
+    found = None if config_class is None else mapping.get(config_class, None)
+    return found if isinstance(found, tuple) else () if found is None else (found,)
 
 
 def model_class_for(config: PreTrainedConfig, task: str) -> type[PreTrainedModel]:
@@ -79,10 +111,10 @@ def model_class_for(config: PreTrainedConfig, task: str) -> type[PreTrainedModel
     """
     if config.model_type == IT3CNNConfig.model_type and task == CLASSIFICATION:
         return IT3CNNForImageClassification
-    named = (getattr(transformers, name, None) for name in config.architectures or ())
-    mapped = (mapping.get(type(config), None) for mapping in HEADS[task].mappings)
-    for found in (*named, *mapped):
-        model_class = found[0] if isinstance(found, tuple) else found
+    names = config.architectures or ()
+    mapped = [found for mapping in HEADS[task].mappings for found in _registered(mapping, type(config))]
+    named = [getattr(transformers, name, None) for name in names]
+    for model_class in (*named, *(found for found in mapped if found.__name__ in names), *mapped):
         if model_class is not None and (HEADS[task].can_be_added or has_head(model_class, task)):
             return model_class
     raise ValueError(f"no model for {HEADS[task].purpose} is known for backbone model_type={config.model_type!r}")

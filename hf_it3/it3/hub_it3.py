@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from .backbones_it3 import check_rebuildable
 from .interface_it3 import IdempotentModel
 from .loading_it3 import load
+from .plain_module_it3 import ModuleConfig
 from .remote_code_it3 import is_remote_code, write_code
 
 
@@ -22,17 +23,26 @@ class HubMixin(IdempotentModel):
         cls: type[_Model], pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
     ) -> _Model:
         """Loads a saved model, whole or as a delta; see `PreTrainedModel.from_pretrained` for the arguments, and
-        `embedder` for models with a label embedder of their own.
+        `embedder` for models with a label embedder of their own. A model that wraps a plain `nn.Module` takes
+        `backbone`, an instance that the weights go into a copy of, unless its `backbone_class` and `backbone_kwargs`
+        were saved and its class is imported; `trust_remote_code=True` imports it.
 
         Raises:
-            ValueError: if weights are missing (those of the embedder for instance), corrupt, pickled, or do not fit.
+            ValueError: if weights are missing (those of the embedder for instance), corrupt, pickled, or do not fit,
+                or a plain module is missing.
         """
         with_info = kwargs.pop("output_loading_info", False)
         model, info = load(cls, super().from_pretrained, pretrained_model_name_or_path, model_args, kwargs)
+        is_plain = isinstance(model.config.backbone_config, ModuleConfig)
+        if is_plain and (differing := sorted({*info["missing_keys"], *info["unexpected_keys"]})):
+            raise ValueError(
+                f"the weights of {pretrained_model_name_or_path} do not fit the {type(model.backbone).__name__} "
+                f"or the embedder that they are loaded into: {_first(differing)}"
+            )
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
-                f"{pretrained_model_name_or_path} lacks weights of {cls.__name__}: {', '.join(missing[:4])}"
-                f"{', ...' if len(missing) > 4 else ''}; wrap a plain classifier with {cls.__name__}.from_backbone"
+                f"{pretrained_model_name_or_path} lacks weights of {cls.__name__}: {_first(missing)}; wrap a plain "
+                f"classifier with {cls.__name__}.from_backbone"
             )
         # A tuple if it is asked for, which the hint leaves out, as that of `PreTrainedModel` does.
         loaded: Any = (model, info) if with_info else model
@@ -66,7 +76,7 @@ class HubMixin(IdempotentModel):
             is_main_process, state_dict, args, kwargs: as in `PreTrainedModel`.
 
         Raises:
-            ValueError: if the backbone is a plain `nn.Module` or the configuration holds a callable.
+            ValueError: if the backbone could not be loaded again, or the configuration holds a callable.
         """
         self.check_saveable()
         if delta:
@@ -107,6 +117,10 @@ class HubMixin(IdempotentModel):
         if is_remote_code(self):
             raise ImportError(f"a model loaded as remote code has no {name!r}; pip install hf-it3, and import hf_it3")
         return importlib.import_module(f"hf_it3.hub.{name}")
+
+
+def _first(names: list[str]) -> str:
+    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
 
 
 def _of_whole_model(base_model: dict | None) -> dict | None:

@@ -139,6 +139,14 @@ class SignalInjection:
         )
 
 
+def drop_injections(root: nn.Module) -> None:
+    """Takes away the injection hooks that a module has from an idempotent model which it was part of."""
+    for module in root.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, SignalInjection):
+                del module._forward_hooks[key]
+
+
 def feature_layout(shape: Sequence[int], batch: int, channels: int, channels_last: bool = False) -> str | None:
     """How features of that shape are laid out: `"B C H W"`, `"B H W C"`, `"B N C"` or `"B C"`; `None` if they cannot
     take a label signal of `batch` images and `channels` channels.

@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,13 +13,24 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.hub import resolve_revision
 
+from .config_checks_it3 import check_values
 from .configuration_it3 import IT3Config
+from .plain_module_it3 import ModuleConfig, build_module
 
 
 DELTA_NAME = "delta.safetensors"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # These belong to the repository of the delta, not to that of its base.
 _OWN_ARGUMENTS = ("config", "revision", "subfolder", "variant", "_commit_hash", "adapter_kwargs")
+
+
+# Whether the model under construction gets its weights from files.
+_weights_follow: ContextVar[bool] = ContextVar("it3_weights_follow", default=False)
+
+
+def weights_follow() -> bool:
+    """Whether a model is being loaded: what was handed over for it then has no weights of its own to keep."""
+    return _weights_follow.get()
 
 
 def is_delta(base_model: dict[str, Any] | None) -> bool:
@@ -61,6 +73,8 @@ def load(model_class: type, load_whole: Callable, name: Any, args: tuple, kwargs
         if not saved and kwargs.get("config") is None:
             raise OSError(f"{name} has no config.json, which says what model the weights belong to")
         _check_kind(name, saved, model_class)
+        _bring_backbone(name, saved, kwargs)
+    token = _weights_follow.set(True)
     try:
         if is_delta(saved.get("base_model")):
             model, info = _load_delta(model_class, load_whole, name, saved["base_model"], args, kwargs)
@@ -77,6 +91,8 @@ def load(model_class: type, load_whole: Callable, name: Any, args: tuple, kwargs
                 "as pytorch_model.bin is refused because loading one can run code"
             ) from error
         raise
+    finally:
+        _weights_follow.reset(token)
     # An adapted model refers to its base by it.
     model.config._commit_hash = commit
     if info["mismatched_keys"] and not keeps_mismatched:
@@ -96,6 +112,22 @@ def _check_kind(name: Any, saved: dict[str, Any], model_class: type) -> None:
             f"{name} holds a model of type {kind!r}, which takes no label signal; wrap it with "
             f"{model_class.__name__}.from_backbone({str(name)!r}), and train it with IT3Trainer"
         )
+
+
+def _bring_backbone(name: Any, saved: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """Puts among the arguments the plain module that the weights go into: a copy of the caller's, or a new one."""
+    described = saved.get("backbone_config")
+    if not isinstance(described, dict) or described.get("model_type") != ModuleConfig.model_type:
+        return
+    given = kwargs.get("backbone")
+    if given is None:
+        check_values(described, f"{name}/config.json: backbone_config.")
+        config: Any = ModuleConfig.from_dict(described)
+        kwargs["backbone"] = build_module(config, may_import=bool(kwargs.get("trust_remote_code")))
+    elif isinstance(given, nn.Module):
+        kwargs["backbone"] = copy.deepcopy(given)
+    else:
+        raise TypeError(f"backbone must be the nn.Module that the weights are loaded into, got {type(given).__name__}")
 
 
 def of_hub(kwargs: dict[str, Any]) -> dict[str, Any]:

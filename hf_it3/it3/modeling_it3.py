@@ -30,6 +30,7 @@ from .injection_it3 import (
     SignalInjection,
     batch_norm_behind,
     count_channels,
+    drop_injections,
     find_injection_layer,
     get_injection_layer,
     puts_channels_last,
@@ -159,6 +160,7 @@ class IT3PreTrainedModel(HubMixin, PreTrainedModel):
                 f"injection_layer={behind!r} lies behind it"
             )
         better = suggest_injection_layer(self.backbone)
+        drop_injections(self.backbone)  # of a model that the backbone comes out of
         layer.register_forward_hook(SignalInjection(name, config.combine, puts_channels_last(layer), better))
         return config.injection_channels
 
@@ -171,7 +173,14 @@ class IT3PreTrainedModel(HubMixin, PreTrainedModel):
         super()._set_gradient_checkpointing(enable, CheckpointInSamePass(gradient_checkpointing_func), every_n_layers)
 
     @classmethod
-    def from_backbone(cls: type[_Model], backbone: Any, *, embedder: nn.Module | None = None, **kwargs: Any) -> _Model:
+    def from_backbone(
+        cls: type[_Model],
+        backbone: Any,
+        *,
+        embedder: nn.Module | None = None,
+        backbone_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> _Model:
         """Wraps a classifier and keeps its weights, frozen parts and modes; the caller's objects are copied, not
         changed.
 
@@ -179,6 +188,9 @@ class IT3PreTrainedModel(HubMixin, PreTrainedModel):
             backbone: a Hub name or local path, a configuration (new weights), a `PreTrainedModel` (a headless one
                 gets pooling and a linear head), or an `nn.Module` from pixels to logits.
             embedder (`nn.Module`, *optional*): as in the constructor; moved to the backbone's device and type.
+            backbone_kwargs (`dict`, *optional*): for an `nn.Module`: JSON arguments from which its class builds an
+                equal one, so that the model can be loaded without an instance. By default, and where the class cannot
+                be imported, `from_pretrained` needs `backbone=module`.
             kwargs: arguments of [`IT3Config`], and of `from_pretrained` (`revision`, `token`, `dtype`, ...) where a
                 name is given.
 
@@ -198,7 +210,7 @@ class IT3PreTrainedModel(HubMixin, PreTrainedModel):
         ```
         """
         loading = {key: kwargs.pop(key) for key in LOADING_ARGUMENTS if key in kwargs}
-        module, values = take_over(backbone, {**kwargs, "task": cls.task}, loading)
+        module, values = take_over(backbone, {**kwargs, "task": cls.task}, loading, backbone_kwargs)
         own = None if embedder is None else copy_module(embedder)
         model = cls(IT3Config(**values), backbone=module, embedder=own)
         first = next(module.parameters(), None)
