@@ -53,7 +53,7 @@ from transformers import set_seed
 from hf_it3 import AdaptationConfig, IT3ForImageClassification, TestTimeAdapter
 from hf_it3.corruptions import corrupt, list_corruptions
 from hf_it3.data import load_images
-from hf_it3.evaluation.images import PixelCollator
+from hf_it3.evaluation.pixels import PixelCollator
 from hf_it3.it3.image_processing_it3 import IT3ImageProcessor
 
 

@@ -26,7 +26,7 @@ from transformers import pipeline, set_seed
 
 from hf_it3 import IT3ForImageClassification, IT3Trainer, IT3TrainingArguments, TestTimeAdapter
 from hf_it3.data import load_images
-from hf_it3.evaluation.images import Normalization, PixelCollator
+from hf_it3.evaluation.pixels import Normalization, PixelCollator
 
 
 def train(dataset, directory: Path, num_epochs: int) -> None:

@@ -29,8 +29,8 @@ from hf_it3 import IT3ImageProcessor
 from hf_it3.corruptions import corrupt
 from hf_it3.data import DIGITS, load_digits
 from hf_it3.demo import RECIPES, train_network
-from hf_it3.evaluation.images import PixelCollator
 from hf_it3.evaluation.metrics import area_under_risk_coverage, auroc, risk_coverage
+from hf_it3.evaluation.pixels import PixelCollator
 from hf_it3.utils import new_figure
 
 

@@ -29,7 +29,7 @@ from .data import (
     select_split,
 )
 from .evaluation.demo_report import Measurement, SeedResult, condition_results, describe_seed
-from .evaluation.images import Normalization, PixelCollator
+from .evaluation.pixels import Normalization, PixelCollator
 from .evaluation.storage import write_atomically
 from .hub.card_facts import installed_versions, training_facts
 from .hub.model_card import write_model_card

@@ -19,7 +19,7 @@ from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, TestTimeAdapter
 from hf_it3.corruptions import corrupt
 from hf_it3.data import as_bytes, load_images
 from hf_it3.demo import EXAMPLE
-from hf_it3.evaluation.images import Normalization, PixelCollator
+from hf_it3.evaluation.pixels import Normalization, PixelCollator
 from hf_it3.hub.adapted_model import save_adapted
 from hf_it3.hub.card_facts import installed_versions
 

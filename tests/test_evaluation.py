@@ -12,7 +12,8 @@ from hf_it3 import AdaptationConfig, TestTimeAdapter
 from hf_it3.corruptions import corrupt, list_corruptions, missing_corruptions
 from hf_it3.evaluation import evaluate_robustness, model_index_entries, parse_corruptions, parse_severities
 from hf_it3.evaluation.conditions import is_benchmark, left_out_corruptions, make_conditions
-from hf_it3.evaluation.images import ImageSource, Normalization, PixelCollator
+from hf_it3.evaluation.images import ImageSource
+from hf_it3.evaluation.pixels import Normalization, PixelCollator
 from hf_it3.evaluation.runner import Runner
 
 

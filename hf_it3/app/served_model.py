@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 
 from ..data import DIGITS, load_digits
 from ..demo import RECIPES, train_network
-from ..evaluation.images import PixelCollator
 from ..evaluation.inputs import load_model
+from ..evaluation.pixels import PixelCollator
 from ..it3.image_processing_it3 import IT3ImageProcessor
 from ..it3.modeling_it3 import IT3ForImageClassification
 from ..it3.pipeline_it3 import IT3Pipeline

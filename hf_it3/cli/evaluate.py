@@ -9,7 +9,7 @@ the same figures.
 import argparse
 import sys
 
-from .options import add_shared
+from .options import add_shared, check_task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(
         parser,
         "revision",
+        "task",
         dataset={
             "required": True,
-            "help": "Hub name or path, 'digits' (bundled), or published files: CIFAR-10-C, ...",
+            "help": "Hub name or path, 'digits' or 'scenes' (bundled), or published files: CIFAR-10-C, ...",
         },
     )
     add_shared(parser, config_name={"help": "configuration of the data set; several, comma-separated, are compared"})
@@ -78,6 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
     from ..evaluation.processes import process_state
 
     options = dict(vars(arguments))
+    for model in arguments.models:
+        check_task(options.pop("task", None), model, arguments.revision)
     for name in ("command", "run", "show_traceback", "models", "dataset", "no_plots", "no_progress"):
         options.pop(name, None)
     try:

@@ -38,6 +38,20 @@ def _named_sources(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
                 yield option.removesuffix("s"), name
 
 
+def check_task(task: str | None, name: str, revision: str | None = None) -> str:
+    """The task of the pipeline for a model.
+
+    Raises:
+        ValueError: if the model is for another task than the one asked for.
+    """
+    from ..it3.registration import pipeline_task
+
+    found = pipeline_task(name, revision=revision)
+    if task is not None and not found.endswith(task):
+        raise ValueError(f"--task {task} does not fit {name}, which is for {found.removeprefix('it3-image-')}")
+    return found
+
+
 def positive(text: str) -> int:
     """An integer of at least 1."""
     try:
@@ -56,13 +70,17 @@ def count_or_all(text: str) -> int | None:
 
 # One name and one meaning for what several subcommands take.
 _SHARED: dict[str, dict[str, Any]] = {
+    "task": {
+        "choices": ("classification", "segmentation"),
+        "help": "what the model answers (default: what its configuration says)",
+    },
     "revision": {"help": "branch, tag or commit of the model on the Hub"},
-    "dataset": {"help": "Hub name or path of a data set, or 'digits' (bundled)"},
+    "dataset": {"help": "Hub name or path of a data set, 'digits' or 'scenes' (bundled)"},
     "config_name": {"help": "configuration of the data set"},
     "split": {"help": "split of the data set, or a range of one: test[:2000]"},
     "streaming": {"action": "store_true", "help": "read the data set as it is needed, if it is larger than memory"},
     "image_column": {"help": "default: image, img or pixel_values"},
-    "label_column": {"help": "default: label, labels or fine_label"},
+    "label_column": {"help": "default: label, labels or fine_label; in segmentation annotation, label or mask"},
     "num_samples": {"type": count_or_all, "metavar": "N", "help": "number of images, or all"},
     "batch_size": {"type": positive, "metavar": "N", "help": "images that adapt together (default: the model's own)"},
     "corruptions": {"metavar": "NAMES", "help": "suites and names, comma-separated"},

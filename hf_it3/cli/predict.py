@@ -1,4 +1,4 @@
-"""Classifies image files with a model that adapts itself to them, and prints or writes the answers.
+"""Classifies or segments image files with a model that adapts itself to them, and prints or writes the answers.
 
 Images that adapt together should be a mix of classes, and folders are sorted by class. Therefore files are read in a
 random order, the same every time; answers come in the order of the files.
@@ -7,59 +7,124 @@ random order, the same every time; answers come in the order of the files.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .options import add_shared, positive
+import numpy as np
+
+from .options import add_shared, check_task, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the model, the images, and how to adapt."""
     parser.add_argument("model", metavar="MODEL", help="Hub name or directory of an idempotent model")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, and folders of them")
-    add_shared(parser, "revision", "batch_size", "no_gate", "order", "seed")
+    add_shared(parser, "revision", "task", "batch_size", "no_gate", "order", "seed")
     parser.add_argument("--scope", metavar="SCOPE", help="batch, image or stream (default: the model's own)")
     parser.add_argument("--no_adapt", action="store_true", help="the plain model's answers")
-    parser.add_argument("--top_k", type=positive, default=1, metavar="N", help="classes of each image (default: 1)")
-    parser.add_argument("--output", metavar="FILE", help="write JSON lines there instead of printing a table")
+    parser.add_argument("--top_k", type=positive, metavar="N", help="classes of each image (default: 1)")
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help="write there instead of printing a table: a file of JSON lines, or in segmentation a folder of maps, PNG "
+        "files whose pixels are class indices",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints a line per image, or writes one JSON object per image."""
+    """Prints a line per image, or writes one JSON object, or one map, per image."""
     from tqdm.auto import tqdm
     from transformers import pipeline
 
     from ..data import in_reading_order
-    from ..evaluation.storage import write_atomically
     from ..hub.adapted_model import find_images
-    from ..it3.pipeline_it3 import IT3Pipeline
-    from ..it3.registration import TASK
 
-    output = None if arguments.output is None else Path(arguments.output)
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise ValueError(f"--output {output} is no file in an existing folder; make the folder {output.parent} first")
+    task = check_task(arguments.task, arguments.model, arguments.revision)
+    report: _Classes | _Maps = (_Maps if task.endswith("segmentation") else _Classes)(arguments)
     files = find_images(arguments.images)
-    classifier: IT3Pipeline = pipeline(  # type: ignore[call-overload] # transformers lists its own tasks
-        TASK, model=arguments.model, revision=arguments.revision
-    )
-    settings: dict[str, Any] = {"adapt": not arguments.no_adapt, "top_k": arguments.top_k}
-    settings |= {"return_idempotence": True, "return_unadapted": True} if settings["adapt"] else {}
+    answer: Any = pipeline(task, model=arguments.model, revision=arguments.revision)  # type: ignore[call-overload] # ours
+    settings: dict[str, Any] = {"adapt": not arguments.no_adapt, **report.settings}
     settings |= {"scope": arguments.scope} if arguments.scope else {}
     settings |= {"gate": None} if arguments.no_gate else {}
-    batch_size = arguments.batch_size or classifier.model.config.adaptation.batch_size
+    batch_size = arguments.batch_size or answer.model.config.adaptation.batch_size
     answers: list[Any] = [None] * len(files)
     reading = in_reading_order(list(range(len(files))), arguments.order, arguments.seed)
-    for start in tqdm(range(0, len(files), batch_size), "Classifying", unit="batch", file=sys.stderr):
+    for start in tqdm(range(0, len(files), batch_size), report.title, unit="batch", file=sys.stderr):
         batch = reading[start : start + batch_size]
-        classified = classifier(
-            [str(files[position]) for position in batch], adaptation_batch_size=batch_size, **settings
-        )
-        for position, classes in zip(batch, classified, strict=True):
-            answers[position] = classes
-    if output is None:
-        for file, classes in zip(files, answers, strict=True):
-            print(f"{file}\t" + "\t".join(f"{entry['label']} {entry['score']:.3f}" for entry in classes))
+        given = answer([str(files[position]) for position in batch], adaptation_batch_size=batch_size, **settings)
+        for position, entries in zip(batch, given, strict=True):
+            answers[position] = report.keep(entries, answer.model.config)
+    if report.output is not None:
+        report.write(files, answers)
         return
-    lines = [json.dumps({"file": str(file), "classes": classes}) for file, classes in zip(files, answers, strict=True)]
-    write_atomically(output, ("\n".join(lines) + "\n").encode())
-    print(f"{len(files)} answers are in {output}")
+    for file, entries in zip(files, answers, strict=True):
+        print(f"{file}\t" + "\t".join(f"{entry['label']} {entry['score']:.3f}" for entry in entries))
+
+
+class _Classes:
+    """What is told of images that are classified: their best classes, with scores."""
+
+    title = "Classifying"
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.output = output = None if arguments.output is None else Path(arguments.output)
+        if output is not None and (output.is_dir() or not output.parent.is_dir()):
+            raise ValueError(
+                f"--output {output} is no file in an existing folder; make the folder {output.parent} first"
+            )
+        self.settings: dict[str, Any] = {"top_k": arguments.top_k or 1}
+        if not arguments.no_adapt:
+            self.settings |= {"return_idempotence": True, "return_unadapted": True}
+
+    def keep(self, classes: Any, config: Any) -> Any:
+        return classes
+
+    def write(self, files: Sequence[Path], answers: Sequence[Any]) -> None:
+        from ..evaluation.storage import write_atomically
+
+        assert self.output is not None
+        answered = zip(files, answers, strict=True)
+        lines = [json.dumps({"file": str(file), "classes": classes}) for file, classes in answered]
+        write_atomically(self.output, ("\n".join(lines) + "\n").encode())
+        print(f"{len(files)} answers are in {self.output}")
+
+
+class _Maps:
+    """What is told of images that are segmented: the share of each class, or where it is."""
+
+    title = "Segmenting"
+
+    def __init__(self, arguments: argparse.Namespace):
+        if arguments.top_k is not None:
+            raise ValueError("--top_k is for classification; in segmentation every class that is found is told")
+        self.output = output = None if arguments.output is None else Path(arguments.output)
+        if output is not None and (output.is_file() or not output.parent.is_dir()):
+            raise ValueError(f"--output {output} is no folder in an existing one; maps are written into a folder")
+        self.settings: dict[str, Any] = {}
+
+    def keep(self, segments: Any, config: Any) -> Any:
+        masks = [np.asarray(segment["mask"]) > 0 for segment in segments]
+        if self.output is None:
+            found = [
+                {"label": segment["label"], "score": mask.mean()}
+                for segment, mask in zip(segments, masks, strict=True)
+            ]
+            return sorted(found, key=lambda entry: -entry["score"])
+        classes = np.zeros(masks[0].shape, np.uint8 if config.num_labels <= 256 else np.uint16)
+        for segment, mask in zip(segments, masks, strict=True):
+            classes[mask] = config.label2id[segment["label"]]
+        return classes
+
+    def write(self, files: Sequence[Path], maps: Sequence[Any]) -> None:
+        from PIL import Image
+
+        assert self.output is not None
+        self.output.mkdir(exist_ok=True)
+        taken: dict[str, int] = {}
+        for file, classes in zip(files, maps, strict=True):
+            # Images of the same name in several folders get numbers.
+            taken[file.stem] = number = taken.get(file.stem, 0) + 1
+            name = file.stem if number == 1 else f"{file.stem}_{number}"
+            Image.fromarray(classes).save(self.output / f"{name}.png")
+        print(f"{len(files)} maps of class indices are in {self.output}")

@@ -1,10 +1,11 @@
-"""Trains an idempotent classifier: the tutorial's network, or any image classifier, wrapped.
+"""Trains an idempotent model: the tutorial's network, or any image classifier or segmentation model, wrapped.
 
 Takes every field of IT3TrainingArguments beside the options for model and data, and runs alone, under torchrun and
 under accelerate launch. Trains, and evaluates if there is a split for it; --do_train or --do_eval asks for one alone.
 
   hf-it3 train                                                    the small network, on the bundled digits
   hf-it3 train --backbone microsoft/resnet-18 --dataset food101   into runs/resnet-18-food101
+  hf-it3 train --task segmentation                                a small SegFormer, on scenes of the bundled digits
   torchrun --nproc_per_node 2 -m hf_it3.cli train --dataset ylecun/mnist --learning_rate 3e-3
 """
 
@@ -17,22 +18,26 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import HfArgumentParser
 
-from ..data import DIGITS
+from ..data import DIGITS, SCENES
 from ..training.training_arguments import IT3TrainingArguments
 
 
 if TYPE_CHECKING:
-    from ..it3.modeling_it3 import IT3ForImageClassification
+    from ..it3.modeling_it3 import IT3PreTrainedModel
     from ..training.trainer import IT3Trainer
 
 
 CNN = "cnn"
+SEGFORMER = "segformer"
+SEGMENTATION = "segmentation"
 # What trains where nothing is asked for: the small network starts from random weights, others from trained ones.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     CNN: {"learning_rate": 1e-3, "per_device_train_batch_size": 32},
+    SEGFORMER: {"learning_rate": 3e-3, "per_device_train_batch_size": 16},
     "trained": {"learning_rate": 1e-4, "embedder_learning_rate": 1e-3, "per_device_train_batch_size": 32},
 }
-_DIGITS_EPOCHS = 15
+# Of the small networks, which start from random weights, on the bundled images.
+_EPOCHS = {(CNN, DIGITS): 15, (SEGFORMER, SCENES): 4}
 _FILLED_IN = ("output_dir", "num_train_epochs", *_DEFAULTS["trained"])
 _CHECKED = ("neutral_signal", "idempotence_weight", "distance")
 
@@ -41,9 +46,20 @@ _CHECKED = ("neutral_signal", "idempotence_weight", "distance")
 class ModelArguments:
     """The model to train. A field left out stays as in a trained idempotent model, or takes IT3Config's default."""
 
-    backbone: str = field(
-        default=CNN,
-        metadata={"help": "Hub name or path of an image classifier or idempotent model; 'cnn': a small new one."},
+    task: str = field(
+        default="classification",
+        metadata={"help": "What the model answers.", "choices": ["classification", SEGMENTATION]},
+    )
+    backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub name or path of a model of that task, or of an idempotent one; 'cnn' or, for segmentation, "
+            "'segformer': a small new one (the default)."
+        },
+    )
+    labels: str | None = field(
+        default=None,
+        metadata={"help": "Names of the classes, comma-separated, by index; by default the data set's or backbone's."},
     )
     injection_layer: str | None = field(
         default=None, metadata={"help": "Layer whose output receives the label signal; see hf-it3 inspect --layers."}
@@ -66,8 +82,12 @@ class ModelArguments:
 class DataArguments:
     """The images to train on."""
 
-    dataset: str = field(
-        default=DIGITS, metadata={"help": "'digits' (bundled), a Hub name, a local data set or a folder of images."}
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "A Hub name, a local data set or a folder of images; by default the bundled 'digits', or for "
+            "segmentation 'scenes' made of them."
+        },
     )
     config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_split: str = field(
@@ -87,10 +107,10 @@ class DataArguments:
 
 _HELP = {
     "output_dir": "Where the model goes (default: runs/BACKBONE-DATASET).",
-    "num_train_epochs": f"Passes over the training images (default: 3, and {_DIGITS_EPOCHS} over the bundled digits).",
-    "learning_rate": "Initial learning rate (default: 1e-3 for the small network, 1e-4 for a trained backbone).",
+    "num_train_epochs": "Passes over the training images (default: 3; bundled digits: 15, scenes: 4).",
+    "learning_rate": "Initial learning rate (default: 1e-3 for the small networks, 1e-4 for a trained backbone).",
     "embedder_learning_rate": "That of the label embedder (default: 1e-3).",
-    "per_device_train_batch_size": "Images in a training batch of each device (default: 32).",
+    "per_device_train_batch_size": "Images in a training batch of each device (default: 32; small SegFormer: 16).",
 }
 _GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, IT3TrainingArguments)
 
@@ -109,6 +129,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, evaluates and saves what the arguments ask for, and prints the metrics."""
+    segments = arguments.task == SEGMENTATION
+    arguments.backbone = arguments.backbone or (SEGFORMER if segments else CNN)
+    arguments.dataset = arguments.dataset or (SCENES if segments else DIGITS)
     for name, value in _defaults(arguments.backbone, arguments.dataset).items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
@@ -118,9 +141,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _defaults(backbone: str, dataset: str) -> dict[str, Any]:
     """Training arguments that suit a backbone and a data set."""
-    values = _DEFAULTS[CNN if backbone == CNN else "trained"]
+    values = _DEFAULTS.get(backbone, _DEFAULTS["trained"])
     names = [os.path.basename(os.path.normpath(name)) for name in (backbone, dataset)]
-    epochs = _DIGITS_EPOCHS if (backbone, dataset) == (CNN, DIGITS) else 3
+    epochs = _EPOCHS.get((backbone, dataset), 3)
     return {**values, "output_dir": f"runs/{'-'.join(names)}", "num_train_epochs": epochs}
 
 
@@ -142,7 +165,7 @@ def train(
     """
     from transformers import set_seed
 
-    from ..data import class_names, first_rows, load_images, select_split
+    from ..data import first_rows, load_images, select_split
     from ..training.trainer import IT3Trainer
 
     set_seed(arguments.seed)
@@ -156,8 +179,9 @@ def train(
     if arguments.do_eval:
         eval_split = first_rows(select_split(splits, eval_name or "test"), data_arguments.max_eval_samples)
     for rows in filter(None, (train_split, eval_split)):
-        _check_columns(rows, arguments)
-    names = class_names(eval_split if train_split is None else train_split, arguments.label_column)
+        _check_columns(rows, arguments, model_arguments.task)
+    rows = eval_split if train_split is None else train_split
+    names = _names_of_classes(model_arguments, data_arguments, rows, arguments.label_column)
     model = _build_model(model_arguments, names)
     trainer = IT3Trainer(model, arguments, train_dataset=train_split, eval_dataset=eval_split)
     if arguments.do_train:
@@ -172,13 +196,27 @@ def train(
     return trainer
 
 
-def _check_columns(rows: Any, arguments: IT3TrainingArguments) -> None:
-    """Checks the columns before the model is built, and before a progress bar."""
-    from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, find_column
+def _names_of_classes(
+    arguments: ModelArguments, data: DataArguments, rows: Any, label_column: str | None
+) -> list[str] | None:
+    """The names that were given, or those of the data set; `None` where only the backbone can know them."""
+    from ..data import SCENE_CLASSES, class_names
 
+    if arguments.labels is not None:
+        return [name.strip() for name in arguments.labels.split(",")]
+    if arguments.task != SEGMENTATION:
+        return class_names(rows, label_column)
+    return list(SCENE_CLASSES) if data.dataset == SCENES else None
+
+
+def _check_columns(rows: Any, arguments: IT3TrainingArguments, task: str) -> None:
+    """Checks the columns before the model is built, and before a progress bar."""
+    from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, MAP_COLUMNS, find_column
+
+    label_columns = MAP_COLUMNS if task == SEGMENTATION else LABEL_COLUMNS
     if rows.column_names is not None:  # those of some streams are known when they are read
         find_column(rows.column_names, IMAGE_COLUMNS, arguments.image_column, "image")
-        find_column(rows.column_names, LABEL_COLUMNS, arguments.label_column, "label")
+        find_column(rows.column_names, label_columns, arguments.label_column, "label")
 
 
 def _choose_what_to_do(arguments: IT3TrainingArguments, can_evaluate: bool) -> None:
@@ -194,13 +232,16 @@ def _report(trainer: "IT3Trainer", name: str, metrics: dict[str, float]) -> None
     trainer.save_metrics(name, metrics)
 
 
-def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3ForImageClassification":
+def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3PreTrainedModel":
     from transformers import AutoConfig
 
     from ..it3.configuration_cnn_it3 import IT3CNNConfig
     from ..it3.configuration_it3 import IT3Config
-    from ..it3.modeling_it3 import IT3ForImageClassification
+    from ..it3.registration import MODELS
+    from ..training.small_segformer import small_segformer
 
+    segments = arguments.task == SEGMENTATION
+    model_class: Any = MODELS["semantic-segmentation" if segments else "image-classification"]
     values: dict[str, Any] = {
         "injection_layer": arguments.injection_layer,
         "neutral_signal": arguments.neutral_signal,
@@ -212,8 +253,10 @@ def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3ForI
     if names is not None:
         values["id2label"] = dict(enumerate(names))
         values["label2id"] = {name: index for index, name in enumerate(names)}
-    if arguments.backbone == CNN:
-        return IT3ForImageClassification.from_backbone(IT3CNNConfig(), **values)
+    if arguments.backbone in (CNN, SEGFORMER):
+        if segments != (arguments.backbone == SEGFORMER):
+            raise ValueError(f"--backbone {arguments.backbone} is not for --task {arguments.task}")
+        return model_class.from_backbone(small_segformer() if segments else IT3CNNConfig(), **values)
     hub: dict[str, Any] = {"revision": arguments.revision, "attn_implementation": arguments.attn_implementation}
     hub = {name: value for name, value in hub.items() if value is not None}
     if arguments.trust_remote_code:
@@ -223,8 +266,8 @@ def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3ForI
         # Loading takes these as they are; a new configuration says which of them is wrong.
         IT3Config(**{name: values[name] for name in _CHECKED if name in values})
         _check_trained(arguments.backbone, config, values)
-        return IT3ForImageClassification.from_pretrained(arguments.backbone, **values, **hub)
-    return IT3ForImageClassification.from_backbone(arguments.backbone, **values, **hub)
+        return model_class.from_pretrained(arguments.backbone, **values, **hub)
+    return model_class.from_backbone(arguments.backbone, **values, **hub)
 
 
 def _check_trained(name: str, config: Any, values: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from .images import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     READING_ORDERS,
+    SCENES,
     ImageCollator,
     as_bytes,
     class_names,
@@ -18,6 +19,7 @@ from .images import (
     select_split,
 )
 from .maps import MAP_COLUMNS, SegmentationCollator
+from .of_task import collator_for, label_columns_of
 from .scenes import SCENE_CLASSES, load_digit_scenes
 
 
@@ -27,15 +29,18 @@ __all__ = [
     "LABEL_COLUMNS",
     "MAP_COLUMNS",
     "READING_ORDERS",
+    "SCENES",
     "SCENE_CLASSES",
     "ImageCollator",
     "SegmentationCollator",
     "as_bytes",
     "class_names",
+    "collator_for",
     "find_column",
     "first_rows",
     "image_processor_for",
     "in_reading_order",
+    "label_columns_of",
     "load_digit_scenes",
     "load_digits",
     "load_images",

@@ -19,6 +19,7 @@ from ..it3.task_it3 import check_label_range
 
 
 DIGITS = "digits"
+SCENES = "scenes"
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
@@ -62,7 +63,8 @@ def load_digits(test_size: int = 500) -> Any:
 
 
 def load_images(name_or_path: str, config_name: str | None = None, streaming: bool = False) -> Any:
-    """A data set of images by name: `"digits"`, a Hub name, a local data set, or a folder of images.
+    """A data set of images by name: `"digits"` or `"scenes"` (made of them, with maps of classes), a Hub name, a local
+    data set, or a folder of images.
 
     Raises:
         ValueError: if the path exists but holds no data set.
@@ -72,6 +74,10 @@ def load_images(name_or_path: str, config_name: str | None = None, streaming: bo
 
     if name_or_path == DIGITS:
         return load_digits()
+    if name_or_path == SCENES:
+        from .scenes import load_digit_scenes
+
+        return load_digit_scenes()
     if os.path.isdir(name_or_path) and os.path.isfile(os.path.join(name_or_path, "dataset_dict.json")):
         return datasets.load_from_disk(name_or_path)
     try:

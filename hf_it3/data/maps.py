@@ -60,14 +60,18 @@ class SegmentationCollator(ImageCollator):
             _check_shape(position, image, classes)
         if self._processes_maps and not isinstance(images[0], Tensor):
             pictures = [self._convert(image) for image in images]
-            batch = self.image_processor(images=pictures, segmentation_maps=maps, return_tensors="pt")
-            pixel_values, labels = batch["pixel_values"], torch.as_tensor(batch["labels"]).long()
+            pixel_values, labels = self._processed(pictures, maps)
         else:
             pixel_values = self._pixel_values(images)
             labels = torch.stack([_resized(classes, pixel_values.shape[-2:]) for classes in maps])
         if self.num_labels is not None:
             check_label_range(labels[labels != self.ignore_index], self.num_labels, "pixel")
         return {"pixel_values": pixel_values, "labels": labels}
+
+    def _processed(self, pictures: list[Any], maps: list[Any]) -> tuple[Tensor, Tensor]:
+        """Pictures and maps as an image processor that takes both returns them."""
+        batch = self.image_processor(images=pictures, segmentation_maps=maps, return_tensors="pt")
+        return batch["pixel_values"], torch.as_tensor(batch["labels"]).long()
 
     def _as_map(self, column: str, value: Any) -> np.ndarray:
         classes = value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)

@@ -16,8 +16,8 @@ _INK = 64
 def load_digit_scenes(
     num_train: int = 2000,
     num_test: int = 500,
-    size: int = 48,
-    digit_size: int = 20,
+    size: int = 32,
+    digit_size: int = 16,
     max_digits: int = 3,
     digits: Any = None,
     seed: int = 0,
@@ -50,7 +50,7 @@ def load_digit_scenes(
     >>> from hf_it3.data import load_digit_scenes
     >>> scenes = load_digit_scenes(num_train=4, num_test=2)
     >>> scenes["train"][0]["image"].size, scenes["train"][0]["annotation"].getextrema()[0]
-    ((48, 48), 0)
+    ((32, 32), 0)
 
     ```
     """

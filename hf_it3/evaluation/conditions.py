@@ -10,6 +10,7 @@ from torch import Tensor
 from .corruptions import (
     SEVERITIES,
     corrupt,
+    corrupt_maps,
     get_corruption,
     list_corruptions,
     list_suites,
@@ -75,6 +76,19 @@ class Condition:
             return pixels
         with torch.no_grad():
             return corrupt(pixels, self.corruption, self.severity or 1, seed, indices)
+
+    def apply_to_maps(self, maps: Tensor, seed: int, indices: Sequence[int], ignore_index: int = 255) -> Tensor:
+        """Moves maps of classes `(B, H, W)` as the images that have these positions in the data set.
+
+        Args:
+            maps: integers.
+            seed: of the corruption.
+            indices: positions in the data set.
+            ignore_index: class of pixels that do not count, and of those that come in from outside of an image.
+        """
+        if self.corruption is None or self.is_published:
+            return maps
+        return corrupt_maps(maps, self.corruption, self.severity or 1, seed, indices, ignore_index)
 
 
 def parse_severities(severities: str | int | Iterable[int]) -> Severities:

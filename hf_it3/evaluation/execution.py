@@ -146,7 +146,7 @@ class Evaluation:
         if self.tracker is None:
             return
         for score in self.results.condition_scores:
-            runs_done = len(score["methods"][UNADAPTED]["accuracy_by_run"])
+            runs_done = len(score["methods"][UNADAPTED][f"{self.results.kind.metric}_by_run"])
             if runs_done == len(self.results.runs) and score["name"] not in self._reported:
                 self._reported.add(score["name"])
                 self.tracker.log_condition(self.results, score)

@@ -1,6 +1,5 @@
 """Reads data sets as batches of pixels in [0, 1] at the model's input size."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -10,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, ImageCollator, find_column, mean_and_std
+from ..data import IMAGE_COLUMNS, find_column, label_columns_of
 from ..it3.configuration_it3 import IT3Config
+from ..it3.task_it3 import Task
+from .pixels import pixel_collator
 
 
 ORDERS = ("iid", "class-sorted", "mixed", "continual")
@@ -26,82 +27,13 @@ _EMPTY = "the data set is empty: there is nothing to evaluate on"
 
 @dataclass
 class ImageBatch:
-    """A batch of B images: its number in the pass, data-set positions `(B,)`, pixels `(B, C, H, W)`, labels `(B,)`."""
+    """A batch of B images: its number in the pass, data-set positions `(B,)`, pixels `(B, C, H, W)`, and labels, of
+    shape `(B,)`, or for segmentation `(B, H, W)`."""
 
     number: int
     index: np.ndarray
     pixels: Tensor
     labels: Tensor
-
-
-class Normalization:
-    """The normalisation of an image processor, `(pixels - mean) / std`, as a step of its own.
-
-    EfficientNet's processors divide by `std` once more, with `include_top`.
-
-    Args:
-        image_processor: any image processor of transformers; one with `do_normalize=False` gives the identity.
-    """
-
-    def __init__(self, image_processor: Any):
-        mean, std = mean_and_std(image_processor)
-        normalizes = bool(getattr(image_processor, "do_normalize", True))
-        divides_again = bool(getattr(image_processor, "include_top", False))
-        self.is_identity = mean is None or std is None or not (normalizes or divides_again)
-        if not self.is_identity:
-            self.mean = torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1) * normalizes
-            self.std = torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1) ** (normalizes + divides_again)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Turns pixels in [0, 1] into the model's input, both `(B, C, H, W)`."""
-        return pixels if self.is_identity else (pixels - self.mean) / self.std
-
-    def undo(self, pixel_values: Tensor) -> Tensor:
-        """Turns the model's input into pixels in [0, 1]; rounding errors beyond the ends are cut off."""
-        pixels = pixel_values if self.is_identity else pixel_values * self.std + self.mean
-        return pixels.clamp(0, 1)
-
-
-class PixelCollator(ImageCollator):
-    """As [`~hf_it3.data.ImageCollator`], but with pixels in [0, 1] before normalisation, float32.
-
-    Rows that carry tensors already are taken for the model's input, and their normalisation is undone.
-
-    Raises:
-        ValueError: also if pixels and [`Normalization`] do not give what the image processor gives, for the first
-            image.
-    """
-
-    def __init__(self, image_processor: Any, **kwargs: Any):
-        self.normalization = Normalization(image_processor)
-        self.can_skip = hasattr(image_processor, "do_normalize")
-        self._whole: ImageCollator | None = ImageCollator(image_processor)
-        if self.can_skip:
-            image_processor = copy.deepcopy(image_processor)
-            image_processor.do_normalize = False
-            image_processor.do_rescale = True
-            if hasattr(image_processor, "include_top"):
-                image_processor.include_top = False
-        super().__init__(image_processor, **kwargs)
-
-    def _pixel_values(self, images: list[Any]) -> Tensor:
-        pixels = super()._pixel_values(images).float()
-        if all(isinstance(image, Tensor) and image.is_floating_point() for image in images):
-            return self.normalization.undo(pixels)
-        pixels = pixels.clamp(0, 1) if self.can_skip else self.normalization.undo(pixels)
-        if self._whole is not None:
-            self._check(pixels[:1], self._whole._pixel_values(images[:1]).float())
-            self._whole = None
-        return pixels
-
-    def _check(self, pixels: Tensor, pixel_values: Tensor) -> None:
-        ours = self.normalization(pixels)
-        if ours.shape != pixel_values.shape or not torch.allclose(ours, pixel_values, rtol=1e-3, atol=1e-3):
-            raise ValueError(
-                f"{type(self.image_processor).__name__} does not give (pixels - mean) / std of pixels in [0, 1], so "
-                "its images cannot be corrupted before normalisation; use an image processor that does, with "
-                "do_rescale=True and rescale_factor=1/255, such as IT3ImageProcessor"
-            )
 
 
 class ImageSource:
@@ -144,11 +76,10 @@ class ImageSource:
             raise ValueError(_EMPTY)
         self.columns = _columns(dataset)
         find_column(self.columns, IMAGE_COLUMNS, image_column, "image")
-        self.label_column = find_column(self.columns, LABEL_COLUMNS, label_column, "label")
+        self.label_column = find_column(self.columns, label_columns_of(config), label_column, "label")
         self.label_map = _label_map(dataset, self.label_column, config)
-        self.collator = PixelCollator(
-            image_processor, image_column=image_column, label_column=self.label_column, num_labels=config.num_labels
-        )
+        self.collator = pixel_collator(config, image_processor, image_column, self.label_column)
+        self.label_dims = Task.of(config).index_dims
         self._cache: dict[int, tuple[Tensor, Tensor]] = {}
         self._cached_bytes = 0
 
@@ -241,8 +172,9 @@ class ImageSource:
                 f"{error} (images {', '.join(map(str, list(index)[:3]))}, ... of the data set)"
             ) from error
         labels = batch["labels"]
-        if labels.ndim != 1 or labels.is_floating_point():
-            raise ValueError(f"labels must be one class index per image, got {labels.dtype} {tuple(labels.shape)}")
+        if labels.ndim != self.label_dims or labels.is_floating_point():
+            what = "image" if self.label_dims == 1 else "pixel"
+            raise ValueError(f"labels must be one class index per {what}, got {labels.dtype} {tuple(labels.shape)}")
         return batch["pixel_values"], labels.long()
 
 

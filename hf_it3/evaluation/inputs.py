@@ -12,7 +12,9 @@ from transformers import AutoImageProcessor
 
 from ..data import class_names, image_processor_for, load_images, select_split
 from ..it3.interface_it3 import IdempotentModel, idempotent_model
-from ..it3.modeling_it3 import IT3ForImageClassification
+from ..it3.registration import load_model as load_by_name
+from ..it3.task_it3 import Task
+from .answers import answers_of
 from .conditions import split_names
 from .processes import process_state
 
@@ -36,19 +38,19 @@ def load_model(
     """Loads a model by name, or takes one as it is; it is moved to the device of this process.
 
     Args:
-        model: Hub name, path, or [`IT3ForImageClassification`].
+        model: Hub name, path, or an idempotent model.
         image_processor (*optional*): by default that of the checkpoint.
         revision, dtype, device_map (*optional*): as in `from_pretrained`.
 
     Raises:
         TypeError: for a model that takes no label signal.
-        ValueError: for a model that does not predict one class per image.
+        ValueError: for a model of a task that robustness is not measured for.
     """
     if isinstance(model, str):
         name = model
         loading = {"revision": revision, "dtype": dtype, "device_map": device_map}
         loading = {key: value for key, value in loading.items() if value is not None}
-        model = IT3ForImageClassification.from_pretrained(name, **loading)
+        model = load_by_name(name, **loading)
         if image_processor is None:
             revision_argument = {} if revision is None else {"revision": revision}
             image_processor = AutoImageProcessor.from_pretrained(name, **revision_argument)
@@ -57,11 +59,7 @@ def load_model(
         name = model.config.name_or_path or type(model).__name__
         if image_processor is None:
             image_processor = image_processor_for(model.config)
-    if model.config.problem_type not in (None, "single_label_classification"):
-        raise ValueError(
-            f"{name} has problem_type={model.config.problem_type!r}; robustness is measured by accuracy, for models "
-            "of one class per image"
-        )
+    answers_of(Task.of(model.config), name)
     if getattr(model, "hf_device_map", None) is None:
         model.to(process_state().device)
     return LoadedModel(name, model, image_processor)

@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 def model_index_entries(results: "RobustnessResults", method: str | None = None) -> list[dict[str, Any]]:
-    """Accuracy of each condition without and with adaptation, for a model card.
+    """The headline figure of each condition without and with adaptation, for a model card.
 
     Args:
         results ([`RobustnessResults`]): of an evaluation.
-        method (`str`, *optional*): whose accuracy is the adapted one; by default `"batch"`, or else the last method.
+        method (`str`, *optional*): whose figure is the adapted one; by default `"batch"`, or else the last method.
 
     Returns:
-        One dictionary per condition with `name`, `accuracy_unadapted`, `accuracy_adapted` (fractions), `method`,
-        `num_images` and the `dataset` and `split` that were given.
+        One dictionary per condition with `name`, `accuracy_unadapted`, `accuracy_adapted` (fractions, of the `metric`
+        `"accuracy"` or `"mean_iou"`), `method`, `num_images` and the `dataset` and `split` that were given.
 
     Raises:
         ValueError: if there is no adapted method, or none of that name.
@@ -30,11 +30,13 @@ def model_index_entries(results: "RobustnessResults", method: str | None = None)
         method = "batch" if "batch" in adapted else adapted[-1]
     if method not in adapted:
         raise ValueError(f"method={method!r} is not among the results; choose from {', '.join(adapted)}")
+    metric = results.kind.metric
     return [
         {
             "name": score["name"],
-            "accuracy_unadapted": score["methods"][UNADAPTED]["accuracy"],
-            "accuracy_adapted": score["methods"][method]["accuracy"],
+            "metric": metric,
+            "accuracy_unadapted": score["methods"][UNADAPTED][metric],
+            "accuracy_adapted": score["methods"][method][metric],
             "method": method,
             "num_images": score["num_images"],
             "dataset": results.settings["dataset"],

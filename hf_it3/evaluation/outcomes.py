@@ -1,30 +1,13 @@
 """What is kept of each image: never the image, only a few numbers."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-
-@dataclass
-class MethodOutcomes:
-    """Answers of one method to N images, each field an array of shape (N,).
-
-    Attributes:
-        prediction: class index.
-        confidence: largest probability.
-        loss: negative log-likelihood of the label, in nats.
-        brier: squared distance between probabilities and one-hot label, summed over classes.
-        adapted: whether the answer comes from adapted weights.
-    """
-
-    prediction: np.ndarray
-    confidence: np.ndarray
-    loss: np.ndarray
-    brier: np.ndarray
-    adapted: np.ndarray
+from .answers import ANSWERS, Answers, ClassAnswers
 
 
 @dataclass
@@ -34,23 +17,23 @@ class Outcomes:
     Attributes:
         index: position of each image in its data set, shape (N,).
         condition: number of the condition each image was under, shape (N,).
-        label: true class, shape (N,).
+        label: what is kept of the true answers, see [`~hf_it3.evaluation.answers.Answers.truth`].
         distance: idempotence distance of the unadapted model, shape (N,).
-        methods: [`MethodOutcomes`] by method.
+        methods: [`~hf_it3.evaluation.answers.Answers`] by method.
     """
 
     index: np.ndarray
     condition: np.ndarray
     label: np.ndarray
     distance: np.ndarray
-    methods: dict[str, MethodOutcomes] = field(default_factory=dict)
+    methods: dict[str, Answers] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def correct(self, method: str) -> np.ndarray:
-        """Whether each image is classified correctly, shape (N,) of bool."""
-        return self.methods[method].prediction == self.label
+    def correct(self, method: str) -> np.ndarray | None:
+        """Whether each image is answered correctly, shape (N,) of bool; `None` for tasks of more than one answer."""
+        return self.methods[method].correct(self.label)
 
     def where(self, chosen: np.ndarray) -> "Outcomes":
         """The outcomes of some images, given as bools of shape (N,) or positions."""
@@ -73,7 +56,7 @@ class Outcomes:
                 methods.setdefault(method, {})[field_name] = values
         return cls(
             **{name: values for name, values in arrays.items() if "/" not in name},
-            methods={method: MethodOutcomes(**fields) for method, fields in methods.items()},
+            methods={method: _answers(fields) for method, fields in methods.items()},
         )
 
     @classmethod
@@ -83,46 +66,48 @@ class Outcomes:
         return cls.from_arrays({name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]})
 
 
-class Collector:
-    """Collects the answers of one process batch by batch, and joins those of all processes."""
+def _answers(arrays: dict[str, np.ndarray]) -> Answers:
+    """The answers whose fields these are."""
+    return next(kind for kind in ANSWERS if {one.name for one in dataclasses.fields(kind)} == set(arrays))(**arrays)
 
-    def __init__(self) -> None:
+
+class Collector:
+    """Collects the answers of one process batch by batch, and joins those of all processes.
+
+    Args:
+        kind: what to keep of answers; by default of those that tell one class.
+        num_labels: number of classes.
+        ignore_index: class of pixels that do not count.
+    """
+
+    def __init__(self, kind: type[Answers] = ClassAnswers, num_labels: int = 0, ignore_index: int = 255) -> None:
+        self.kind = kind
+        self.num_labels = num_labels
+        self.ignore_index = ignore_index
         self.images: list[dict[str, np.ndarray]] = []
         self.answers: dict[str, list[dict[str, np.ndarray]]] = {}
         self._running: dict[str, list[int]] = {}
 
     def add_images(self, index: np.ndarray, condition: np.ndarray, label: Tensor, distance: Tensor) -> None:
-        """Notes a batch of B images: arrays of shape (B,)."""
+        """Notes a batch of B images: arrays and a distance of shape (B,), and their labels."""
         # A distance that is not a number says that the model is as unsure as can be.
         distances = distance.float().nan_to_num(nan=float("inf")).cpu().numpy()
-        self.images.append(
-            {"index": index, "condition": condition, "label": label.cpu().numpy(), "distance": distances}
-        )
+        truth = self.kind.truth(label.cpu(), self.num_labels, self.ignore_index)
+        self.images.append({"index": index, "condition": condition, "label": truth, "distance": distances})
 
     def add_answers(self, method: str, index: np.ndarray, logits: Tensor, label: Tensor, adapted: Tensor) -> None:
-        """Notes a method's answers to B images: logits of shape (B, num_labels), the rest of shape (B,)."""
+        """Notes a method's answers to B images: logits of shape (B, num_labels, ...), labels, adapted or not (B,)."""
         # In double precision, so that sums do not depend on how they are formed.
-        logits = logits.detach().cpu().double()
-        label = label.cpu()
-        log_probabilities = torch.log_softmax(logits, -1)
-        probabilities = log_probabilities.exp()
-        of_label = probabilities.gather(1, label[:, None]).squeeze(1)
-        prediction = logits.argmax(-1)
-        self.answers.setdefault(method, []).append(
-            {
-                "index": index,
-                "prediction": prediction.numpy(),
-                "confidence": probabilities.amax(-1).float().numpy(),
-                "loss": -log_probabilities.gather(1, label[:, None]).squeeze(1).float().numpy(),
-                "brier": (probabilities.square().sum(-1) - 2 * of_label + 1).float().numpy(),
-                "adapted": adapted.cpu().numpy(),
-            }
-        )
+        logits, label = logits.detach().cpu().double(), label.cpu()
+        answers = {**self.kind.of(logits, label, self.ignore_index), "adapted": adapted.cpu().numpy()}
+        self.answers.setdefault(method, []).append({"index": index, **answers})
+        truth = self.kind.truth(label, self.num_labels, self.ignore_index)
+        newly_right, newly_seen = self.kind(**answers).counts(truth)
         right, seen = self._running.get(method, (0, 0))
-        self._running[method] = [right + int((prediction == label).sum()), seen + len(label)]
+        self._running[method] = [right + newly_right, seen + newly_seen]
 
     def running_accuracy(self) -> dict[str, float]:
-        """Accuracy so far of each method, in this process."""
+        """Share of right answers (of pixels, in segmentation) so far of each method, in this process."""
         return {method: right / seen for method, (right, seen) in self._running.items() if seen}
 
     def to_parts(self) -> dict[str, Any]:
@@ -140,7 +125,7 @@ class Collector:
             answers = _sorted([batch for part in parts for batch in part["answers"].get(name, ())])
             if not np.array_equal(answers.pop("index"), images["index"]):
                 raise RuntimeError(f"the processes disagree on the images that method {name!r} answered")
-            methods[name] = MethodOutcomes(**answers)
+            methods[name] = _answers(answers)
         return Outcomes(**images, methods=methods)
 
 

@@ -102,7 +102,7 @@ def _gains(results: RobustnessResults, axes: Axes) -> bool:
     axes.set_yticks(range(len(groups)), [names[group] for group in groups])
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("accuracy gain over no adaptation, points (95% interval over images)")
+    axes.set_xlabel(f"gain in {results.kind.noun} over no adaptation, points (95% interval over images)")
     axes.legend(fontsize="small")
     axes.figure.figure.set_size_inches(8, 1.5 + 0.16 * len(groups) * (len(adapted) + 1))
     return True
@@ -118,13 +118,13 @@ def _severities(results: RobustnessResults, axes: Axes) -> bool:
         return False
     for method, colour in _colours(results).items():
         points = [
-            (severity, 100 * np.mean([score[method]["accuracy"] for score in scores if method in score]))
+            (severity, 100 * np.mean([score[method][results.kind.metric] for score in scores if method in score]))
             for severity, scores in sorted(by_severity.items())
         ]
         axes.plot(*zip(*points, strict=True), marker="o", color=colour, label=method)
     axes.set_xticks(sorted(by_severity))
     axes.set_xlabel("severity")
-    axes.set_ylabel("mean accuracy over corruptions, %")
+    axes.set_ylabel(f"mean {results.kind.noun} over corruptions, %")
     axes.legend(fontsize="small")
     return True
 
@@ -134,11 +134,14 @@ def _accuracies(results: RobustnessResults, axes: Axes) -> bool:
     shifted = [score["methods"] for score in results.condition_scores if not score["is_clean"]]
     if not shifted:
         return False
-    values = [[100 * score[method]["accuracy"] for score in shifted if method in score] for method in results.methods]
+    values = [
+        [100 * score[method][results.kind.metric] for score in shifted if method in score]
+        for method in results.methods
+    ]
     boxes = axes.boxplot(values, tick_labels=results.methods, patch_artist=True, medianprops={"color": "black"})
     for box, colour in zip(boxes["boxes"], _colours(results).values(), strict=True):
         box.set_facecolor(colour)
-    axes.set_ylabel(f"accuracy, % ({len(shifted)} shifted conditions)")
+    axes.set_ylabel(f"{results.kind.noun}, % ({len(shifted)} shifted conditions)")
     return True
 
 
@@ -181,9 +184,10 @@ def _risk_coverage(results: RobustnessResults, axes: Axes) -> bool:
     drawn = False
     names = ("clean", "shifted")
     for side, name, colour in zip(_clean_and_shifted(results), names, (_CLEAN_COLOUR, _SHIFTED_COLOUR), strict=True):
-        if not side:
+        flags = [right for one in side if (right := one.correct(UNADAPTED)) is not None]
+        if not flags:
             continue
-        right = np.concatenate([one.correct(UNADAPTED) for one in side])
+        right = np.concatenate(flags)
         uncertainties = {
             "idempotence distance": np.concatenate([one.distance for one in side]),
             "1 - confidence": 1 - np.concatenate([one.methods[UNADAPTED].confidence for one in side]),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .answers import Answers, ClassAnswers
 from .conditions import Condition
 from .scores import RunOutcomes, condition_scores, overall_scores
 
@@ -31,6 +32,8 @@ class RobustnessResults:
         gates (`list[dict]`): for each run the model's `reference_distance` and gate, `None` without.
         reference (`dict`, *optional*): `name` and `errors` of a reference model.
         complete (`bool`): whether all conditions of all runs are done.
+        kind (`type`): what is kept of answers, which names the headline figure, `kind.metric`: `"accuracy"`, or
+            `"mean_iou"` of models for segmentation.
     """
 
     settings: dict[str, Any]
@@ -43,6 +46,7 @@ class RobustnessResults:
     gates: list[dict[str, Any] | None] = field(default_factory=list)
     reference: dict[str, Any] | None = None
     complete: bool = False
+    kind: type[Answers] = ClassAnswers
     # Figures by what they are made from: the number of the condition and of the runs that have it.
     _scores: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict, repr=False)
     _overall: tuple[tuple[int, bool], dict[str, Any]] | None = field(default=None, repr=False)
@@ -71,25 +75,44 @@ class RobustnessResults:
         if self._overall is None or self._overall[0] != done:
             errors = None if self.reference is None or not self.complete else self.reference["errors"]
             figures = overall_scores(
-                self.outcomes, self.conditions, self.condition_scores, self.methods, errors, bool(self.left_out)
+                self.outcomes,
+                self.conditions,
+                self.condition_scores,
+                self.methods,
+                errors,
+                bool(self.left_out),
+                self.kind.metric,
             )
             self._overall = (done, figures)
         return self._overall[1]
 
     def accuracy(self, condition: str, method: str) -> float:
-        """Accuracy of a method under a condition, a fraction.
+        """Accuracy of a method under a condition, a fraction; of pixels, in segmentation.
 
         Raises:
             KeyError: if there is no such condition or method.
         """
+        return self.score(condition, method, "accuracy" if self.kind is ClassAnswers else "pixel_accuracy")
+
+    def score(self, condition: str, method: str, figure: str | None = None) -> float:
+        """A figure of a method under a condition.
+
+        Args:
+            condition (`str`), method (`str`): their names.
+            figure (`str`, *optional*): by default the headline figure, `"accuracy"` or `"mean_iou"`, a fraction.
+
+        Raises:
+            KeyError: if there is no such condition, method or figure.
+        """
         scores = {score["name"]: score for score in self.condition_scores}
-        return scores[condition]["methods"][method]["accuracy"]
+        return scores[condition]["methods"][method][figure or self.kind.metric]
 
     def to_dict(self, with_overall: bool = True) -> dict[str, Any]:
         """Everything but the answers to single images, as plain values; the overall figures take a while."""
         return {
             "format_version": FORMAT_VERSION,
             "complete": self.complete,
+            "metric": self.kind.metric,
             "settings": self.settings,
             "versions": package_versions(),
             "runs": self.runs,
@@ -105,7 +128,7 @@ class RobustnessResults:
         return self.table()
 
     def table(self) -> str:
-        """Accuracies in percent, a row per corruption and a column per method, as printed in the terminal."""
+        """The headline figure in percent, a row per corruption and a column per method, as printed in the terminal."""
         from .table import format_results
 
         return format_results(self)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..it3.adaptation_config_it3 import AdaptationConfig
+from ..it3.task_it3 import Task
+from .answers import Answers, ClassAnswers, answers_of
 from .conditions import (
     PUBLISHED,
     Condition,
@@ -71,7 +73,10 @@ def evaluate_robustness(
     run_name: str | None = None,
     show_progress: bool = True,
 ) -> RobustnessResults:
-    """Measures the accuracy of models on corrupted images, without and with several ways of adapting to them.
+    """Measures models on corrupted images, without and with several ways of adapting to them.
+
+    Classifiers are measured by accuracy, segmentation models by mean IoU over the classes of all images together;
+    corruptions that move pixels move the maps of classes with them, and pixels from outside of an image do not count.
 
     Pixels are corrupted in [0, 1] at the model's input size, between the resizing and the normalisation of its image
     processor. Corruption and order are seeded, by the position of an image in the data set; so the figures depend
@@ -80,12 +85,12 @@ def evaluate_robustness(
     `OMP_NUM_THREADS` says otherwise, and rounding on a CPU (about 1e-6 in probabilities) depends on that number.
 
     Args:
-        models: a model ([`IT3ForImageClassification`], Hub name or path) or a list of them, trained with several
-            seeds for example; figures are means over models and seeds.
-        dataset: what to evaluate on: a Hub name, path or `"digits"` (see [`~hf_it3.data.load_images`]); a data set
-            with an image and a label column, which may be streamed; or a mapping from names to data sets, such as
-            several test sets, of which one may be named `"clean"`. Also a folder of published corrupted files
-            (CIFAR-10-C, ImageNet-C, MNIST-C, ... as downloaded, see
+        models: an idempotent model (or its Hub name or path) or a list of them, trained with several seeds for
+            example; figures are means over models and seeds.
+        dataset: what to evaluate on: a Hub name, path, `"digits"` or `"scenes"` (see [`~hf_it3.data.load_images`]); a
+            data set with an image column and a label column (of maps, in segmentation), which may be streamed; or a
+            mapping from names to data sets, such as several test sets, of which one may be named `"clean"`. Also a
+            folder of published corrupted files (CIFAR-10-C, ImageNet-C, MNIST-C, ... as downloaded, see
             [`~hf_it3.evaluation.published.find_published`]); each of its conditions is evaluated under its published
             name, and nothing is corrupted here.
         split, config_name: which part of a named data set, of a split also a range such as `"test[2000:]"`; several,
@@ -122,7 +127,7 @@ def evaluate_robustness(
         show_progress: whether the main process shows a progress bar with the running accuracy of its share of images.
 
     Returns:
-        [`RobustnessResults`], in every process. Accuracies are fractions.
+        [`RobustnessResults`], in every process. Accuracies and mean IoU are fractions.
 
     Raises:
         ValueError: for unknown names, unsuitable models or data sets, and an `output_dir` that has other results.
@@ -155,6 +160,9 @@ def evaluate_robustness(
     if output_dir is not None and plots:
         import_figure()
     loaded = [load_model(model, image_processor, revision, dtype, device_map) for model in models]
+    kind = _kind(loaded)
+    if order == "class-sorted" and kind is not ClassAnswers:
+        raise ValueError("order='class-sorted' sorts images by their one class; models of maps have no such order")
     dataset = os.fspath(dataset) if isinstance(dataset, os.PathLike) else dataset
     found = find_published(dataset) if isinstance(dataset, str) else []
     left_out: dict[str, str] = {}
@@ -194,6 +202,7 @@ def evaluate_robustness(
         runs=[{"model": one.name, "seed": seed} for one in loaded for seed in seeds],
         conditions=conditions,
         left_out=left_out,
+        kind=kind,
         **_applicable(loaded, by_model),
         gates=[_gate(one) for one in loaded for _ in seeds],
         reference=_read_reference(reference, conditions),
@@ -210,6 +219,18 @@ def evaluate_robustness(
     if output_dir is not None and plots and process_state().is_main_process:
         results.save_plots(Path(output_dir) / "plots")
     return results
+
+
+def _kind(loaded: Sequence[LoadedModel]) -> type[Answers]:
+    """What is kept of the answers of all models."""
+    kinds = [answers_of(Task.of(one.model.config), one.name) for one in loaded]
+    for one, kind in zip(loaded, kinds, strict=True):
+        if kind is not kinds[0]:
+            raise ValueError(
+                f"{one.name} is measured by {kind.noun}, and {loaded[0].name} by {kinds[0].noun}; evaluate models of "
+                "different tasks one by one"
+            )
+    return kinds[0]
 
 
 def _is_integer(value: Any, least: int) -> bool:

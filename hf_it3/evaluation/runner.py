@@ -13,10 +13,12 @@ from ..it3.adaptation_it3 import TestTimeAdapter
 from ..it3.interface_it3 import IdempotentModel
 from ..it3.objective_it3 import IdempotenceDistance
 from ..it3.task_it3 import Task
+from .answers import answers_of
 from .conditions import Condition
-from .images import ImageBatch, ImageSource, Normalization
+from .images import ImageBatch, ImageSource
 from .methods import UNADAPTED, Method
 from .outcomes import Collector, Outcomes
+from .pixels import Normalization
 from .processes import gather, process_state
 
 
@@ -70,7 +72,9 @@ class Runner:
         self.seed = seed
         self.show_progress = show_progress
         self.state = process_state()
-        self.distance = IdempotenceDistance(model.config.distance, Task.of(model.config))
+        self.task = Task.of(model.config)
+        self.kind = answers_of(self.task, type(model).__name__)
+        self.distance = IdempotenceDistance(model.config.distance, self.task)
         self.adapters = {
             method.name: TestTimeAdapter(model, method.config) for method in methods if method.config is not None
         }
@@ -93,7 +97,8 @@ class Runner:
         """Runs one pass; every process gets the outcomes of all."""
         if not self.keeps_streams:
             self.reset_streams()
-        collector = Collector()
+        config = self.model.config
+        collector = Collector(self.kind, config.num_labels, config.semantic_loss_ignore_index)
         source = self.sources[sweep.source]
         total = None if source.num_images is None else -(-source.num_images // self.batch_size)
         batches = source.batches(self.order, self.seed, self.batch_size, lambda n: bool(self._mine(n, sweep)))
@@ -119,16 +124,16 @@ class Runner:
     def _run_batch(self, batch: ImageBatch, sweep: Pass, collector: Collector) -> None:
         methods = self._mine(batch.number, sweep)
         condition = self._conditions_of(batch, sweep)
-        pixel_values = self._corrupted(batch, condition)
+        pixel_values, labels = self._corrupted(batch, condition)
         for method in methods:
             if method.name == UNADAPTED:
                 logits, distance = self._unadapted(pixel_values)
                 adapted = torch.zeros(len(logits), dtype=torch.bool)
-                collector.add_images(batch.index, condition, batch.labels, distance)
+                collector.add_images(batch.index, condition, labels, distance)
             else:
                 output = self.adapters[method.name](pixel_values)
                 logits, adapted = output.logits, output.adapted
-            collector.add_answers(method.name, batch.index, logits, batch.labels, adapted)
+            collector.add_answers(method.name, batch.index, logits, labels, adapted)
 
     def _conditions_of(self, batch: ImageBatch, sweep: Pass) -> np.ndarray:
         if sweep.condition is not None:
@@ -137,23 +142,25 @@ class Runner:
         positions = batch.number * self.batch_size + np.arange(len(batch.index))
         return (positions + sweep.number) % len(self.conditions)
 
-    def _corrupted(self, batch: ImageBatch, condition: np.ndarray) -> Tensor:
-        """The model's input: corrupted in [0, 1], then normalised."""
-        pixels = torch.empty_like(batch.pixels)
+    def _corrupted(self, batch: ImageBatch, condition: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The model's input, corrupted in [0, 1], then normalised; and the labels, moved where pixels moved."""
+        pixels, labels = torch.empty_like(batch.pixels), batch.labels.clone()
         for number in np.unique(condition):
             chosen = np.flatnonzero(condition == number)
-            images = batch.pixels[chosen]
-            pixels[chosen] = self.conditions[number].apply(images, self.seed, batch.index[chosen].tolist())
+            where = (self.seed, batch.index[chosen].tolist())
+            pixels[chosen] = self.conditions[number].apply(batch.pixels[chosen], *where)
+            if labels.ndim > 1:
+                ignored = self.model.config.semantic_loss_ignore_index
+                labels[chosen] = self.conditions[number].apply_to_maps(batch.labels[chosen], *where, ignored)
         pixel_values = self.normalization(pixels)
         first = next(self.model.parameters())
-        return pixel_values.to(device=first.device, dtype=first.dtype)
+        return pixel_values.to(device=first.device, dtype=first.dtype), labels
 
     @torch.no_grad()
     def _unadapted(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        task = Task.of(self.model.config)
         logits = self.model(pixel_values).logits
-        y0 = task.predict(logits)
-        y1 = task.predict(self.model(pixel_values, label_signal=y0).logits)
+        y0 = self.task.predict(logits)
+        y1 = self.task.predict(self.model(pixel_values, label_signal=y0).logits)
         return logits, self.distance(y1, y0)
 
     def reset_streams(self) -> None:

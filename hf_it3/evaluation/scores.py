@@ -8,14 +8,7 @@ import numpy as np
 
 from .conditions import Condition
 from .methods import UNADAPTED
-from .metrics import (
-    accuracy,
-    accuracy_gain,
-    area_under_risk_coverage,
-    auroc,
-    confidence_calibration_error,
-    mean_corruption_error,
-)
+from .metrics import area_under_risk_coverage, auroc, mean_corruption_error
 from .outcomes import Outcomes
 
 
@@ -23,27 +16,15 @@ RunOutcomes = dict[int, Outcomes]
 """Outcomes of one run (a model with a seed), by the number of the condition."""
 
 
-def method_scores(outcomes: Outcomes, method: str) -> dict[str, float]:
-    """Figures of one method under one condition; `num_images` aside, fractions, or nats for the likelihood."""
-    answers = outcomes.methods[method]
-    value = accuracy(answers.prediction, outcomes.label)
-    return {
-        "accuracy": value,
-        "error_rate": 1 - value,
-        "expected_calibration_error": confidence_calibration_error(answers.confidence, outcomes.correct(method)),
-        "negative_log_likelihood": float(answers.loss.mean(dtype=np.float64)),
-        "brier_score": float(answers.brier.mean(dtype=np.float64)),
-        "adapted_share": float(answers.adapted.mean()),
-    }
-
-
 def distance_scores(outcomes: Outcomes, clean: Outcomes | None) -> dict[str, float]:
     """What the idempotence distance of the unadapted model tells: errors, and shift against the clean images."""
     right = outcomes.correct(UNADAPTED)
     scores = {
         "mean_distance": float(outcomes.distance.mean(dtype=np.float64)),
-        "error_detection_auroc": auroc(outcomes.distance, ~right),
-        "area_under_risk_coverage": area_under_risk_coverage(outcomes.distance, right),
+        "error_detection_auroc": float("nan") if right is None else auroc(outcomes.distance, ~right),
+        "area_under_risk_coverage": (
+            float("nan") if right is None else area_under_risk_coverage(outcomes.distance, right)
+        ),
         "shift_detection_auroc": float("nan"),
     }
     if clean is not None:
@@ -62,20 +43,18 @@ def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float | None]:
 
 
 def paired_gain(outcomes: Sequence[Outcomes], method: str, baseline: str) -> dict[str, float]:
-    """Accuracy gain of a method over another on the same images, with its 95% bootstrap interval over images.
+    """Gain of a method over another on the same images, with its 95% bootstrap interval over images.
 
     Several outcomes (conditions, runs) of the same images are rows: an image is drawn with all of them.
     """
-    before = [one.correct(baseline) for one in outcomes]
-    after = [one.correct(method) for one in outcomes]
+    before, after = ([one.methods[name] for one in outcomes] for name in (baseline, method))
     same_images = all(np.array_equal(one.index, outcomes[0].index) for one in outcomes)
-    join = np.stack if same_images else np.concatenate
-    gain = accuracy_gain(join(before), join(after))
+    gain = type(before[0]).gain(before, after, [one.label for one in outcomes], same_images)
     return {"gain": gain.gain, "lower": gain.lower, "upper": gain.upper}
 
 
 def condition_scores(runs: Sequence[RunOutcomes], conditions: Sequence[Condition], number: int) -> dict[str, Any]:
-    """All figures of one condition: the mean over runs, and the accuracy of each run."""
+    """All figures of one condition: the mean over runs, and the headline figure of each run."""
     condition = conditions[number]
     done = [run for run in runs if number in run]
     outcomes = [run[number] for run in done]
@@ -84,8 +63,9 @@ def condition_scores(runs: Sequence[RunOutcomes], conditions: Sequence[Condition
     methods: dict[str, dict[str, Any]] = {}
     for method in dict.fromkeys(name for one in outcomes for name in one.methods):
         with_method = [one for one in outcomes if method in one.methods]
-        scores = [method_scores(one, method) for one in with_method]
-        methods[method] = {**mean_scores(scores), "accuracy_by_run": [score["accuracy"] for score in scores]}
+        scores = [one.methods[method].scores(one.label) for one in with_method]
+        metric = with_method[0].methods[method].metric
+        methods[method] = {**mean_scores(scores), f"{metric}_by_run": [score[metric] for score in scores]}
         if method != UNADAPTED:
             methods[method]["gain"] = paired_gain(with_method, method, UNADAPTED)
     distances = [distance_scores(*pair) for pair in zip(outcomes, clean_outcomes, strict=True)]
@@ -114,6 +94,7 @@ def overall_scores(
     methods: Sequence[str],
     reference_errors: dict[str, dict[int, float]] | None = None,
     is_partial: bool = False,
+    metric: str = "accuracy",
 ) -> dict[str, Any]:
     """Figures over all shifted conditions, by method: means, gains over the methods before it, where it does not help.
 
@@ -125,6 +106,7 @@ def overall_scores(
         reference_errors: error rates of a reference model, as
             [`~hf_it3.evaluation.metrics.mean_corruption_error`] takes them.
         is_partial: whether corruptions of a suite had to be left out, so that there is no mean corruption error.
+        metric: the headline figure.
     """
     shifted = [n for n, condition in enumerate(conditions) if not condition.is_clean]
     overall = {}
@@ -133,7 +115,7 @@ def overall_scores(
         if not mine:
             continue
         summary: dict[str, Any] = {
-            "mean_accuracy": float(np.mean([score["methods"][method]["accuracy"] for score in mine])),
+            f"mean_{metric}": float(np.mean([score["methods"][method][metric] for score in mine])),
         }
         if not is_partial:
             summary["mean_corruption_error"] = mean_corruption_error(_errors(mine, method))

@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 RESULTS_FILE = "results.json"
 TABLE_FILE = "results.csv"
 _OUTCOMES_FOLDER = "outcomes"
-_SCORES = (
-    "accuracy",
-    "error_rate",
-    "expected_calibration_error",
-    "negative_log_likelihood",
-    "brier_score",
-    "adapted_share",
-)
 
 
 class ResultsFolder:
@@ -177,14 +169,15 @@ def as_csv(results: "RobustnessResults") -> str:
     """A line per condition and method, figures as fractions."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    runs = [f"accuracy_run_{number}" for number in range(len(results.runs))]
-    header = ["condition", "corruption", "severity", "subset", "num_images", "method", *_SCORES]
+    kind = results.kind
+    runs = [f"{kind.metric}_run_{number}" for number in range(len(results.runs))]
+    header = ["condition", "corruption", "severity", "subset", "num_images", "method", *kind.figures]
     writer.writerow([*header, "gain", "gain_lower", "gain_upper", *runs])
     for score in results.condition_scores:
         where = [score["name"], score["corruption"], score["severity"], score["subset"], score["num_images"]]
         for method, figures in score["methods"].items():
             gain = figures.get("gain", {})
-            values = [figures[name] for name in _SCORES]
+            values = [figures[name] for name in kind.figures]
             values += [gain.get(name) for name in ("gain", "lower", "upper")]
-            writer.writerow([*where, method, *values, *figures["accuracy_by_run"]])
+            writer.writerow([*where, method, *values, *figures[f"{kind.metric}_by_run"]])
     return buffer.getvalue()

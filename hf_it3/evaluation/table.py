@@ -33,8 +33,10 @@ def _headline(results: "RobustnessResults") -> str:
     settings = results.settings
     count = max((score["num_images"] for score in results.condition_scores), default=0)
     runs = f", mean of {len(results.runs)} runs" if len(results.runs) > 1 else ""
+    noun = results.kind.noun
     return (
-        f"Accuracy in percent, {count} images in batches of {settings['batch_size']}, order {settings['order']}{runs}"
+        f"{noun[0].upper()}{noun[1:]} in percent, {count} images in batches of {settings['batch_size']}, order "
+        f"{settings['order']}{runs}"
     )
 
 
@@ -47,10 +49,10 @@ def _accuracies(results: "RobustnessResults", scores: Sequence[dict[str, Any]]) 
     columns = results.settings["methods"]
     rows = [["", *columns, "AUROC shift", "AUROC error"]]
     for name, group in groups.items():
-        rows.append([names[name], *(_mean_accuracy(group, method) for method in columns), *_aurocs(group)])
+        rows.append([names[name], *(_mean(results, group, method) for method in columns), *_aurocs(group)])
     shifted = [score for score in scores if not score["is_clean"]]
     if shifted:
-        rows.append(["mean of shifted", *(_mean_accuracy(shifted, method) for method in columns), *_aurocs(shifted)])
+        rows.append(["mean of shifted", *(_mean(results, shifted, method) for method in columns), *_aurocs(shifted)])
     return _aligned(rows)
 
 
@@ -60,8 +62,8 @@ def short_names(names: list[str]) -> dict[str, str]:
     return {name: name.rpartition("/")[2] if len(suites) == 1 and ": " not in name else name for name in names}
 
 
-def _mean_accuracy(scores: Sequence[dict[str, Any]], method: str) -> str:
-    values = [score["methods"][method]["accuracy"] for score in scores if method in score["methods"]]
+def _mean(results: "RobustnessResults", scores: Sequence[dict[str, Any]], method: str) -> str:
+    values = [score["methods"][method][results.kind.metric] for score in scores if method in score["methods"]]
     return f"{100 * np.mean(values):.1f}" if values else "n/a"
 
 

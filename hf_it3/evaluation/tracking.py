@@ -47,8 +47,8 @@ class Tracker:
             # Loggers of Trainer turn the prefix eval_ into eval/.
             f"eval_{name}/{method}/{figure}": figures[figure]
             for method, figures in score["methods"].items()
-            for figure in ("accuracy", "expected_calibration_error", "negative_log_likelihood")
-            if figures[figure] is not None
+            for figure in (results.kind.metric, "expected_calibration_error", "negative_log_likelihood")
+            if figures.get(figure) is not None
         }
         for method, figures in score["methods"].items():
             if "gain" in figures:
@@ -57,9 +57,9 @@ class Tracker:
 
     def finish(self, results: "RobustnessResults", model: nn.Module) -> None:
         """Sends the means over all shifted conditions and closes the run."""
-        logs = {}
+        logs, metric = {}, results.kind.metric
         for method, summary in results.overall.items():
-            logs[f"eval_mean/{method}/accuracy"] = summary["mean_accuracy"]
+            logs[f"eval_mean/{method}/{metric}"] = summary[f"mean_{metric}"]
             if "mean_corruption_error" in summary:
                 logs[f"eval_mean/{method}/error"] = summary["mean_corruption_error"]
             for other, gain in summary["gain_over"].items():

@@ -19,7 +19,7 @@ from ..data import (
 )
 from ..it3.adaptation_it3 import TestTimeAdapter
 from ..it3.interface_it3 import IdempotentModel
-from ..it3.modeling_it3 import IT3ForImageClassification
+from ..it3.registration import load_model
 from .model_card import write_model_card
 
 
@@ -53,7 +53,7 @@ def adapt_to_images(
     Raises:
         ValueError: if there are no images, or one of them cannot be read.
     """
-    loaded = IT3ForImageClassification.from_pretrained(model, revision=revision).eval()
+    loaded = load_model(model, revision=revision).eval()
     adapter = TestTimeAdapter(loaded, **{**overrides, "scope": "stream"})
     collator = ImageCollator(image_processor_for(loaded.config))
     source, rows = _open(images, config_name, split)

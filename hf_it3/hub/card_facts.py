@@ -9,8 +9,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..it3.adaptation_config_it3 import AdaptationConfig
 from ..it3.backbone_defaults_it3 import BACKBONE_DEFAULTS, resolve_defaults
+from ..it3.configuration_it3 import CLASSIFICATION, SEGMENTATION
 from ..it3.interface_it3 import idempotent_model
 from ..it3.plain_module_it3 import ModuleConfig
+from ..it3.registration import MODELS
 from .card_text import Markdown, code
 
 
@@ -33,6 +35,37 @@ SETTINGS = (
 ADAPTED_FIELDS = ("data", "num_images", "num_steps", "learning_rate", "scope", "parameters", "date")
 
 
+# Of each task of `IT3Config`: what the Hub calls it, its metric, and what a card says of it.
+_TASKS: dict[str, dict[str, str]] = {
+    CLASSIFICATION: {
+        "hub_task": "image-classification",
+        "metric": "accuracy",
+        "kind": "An image classifier",
+        "doing": "Classifying images into",
+        "variable": "classifier",
+        "top_k": "top_k=1, ",
+    },
+    SEGMENTATION: {
+        "hub_task": "image-segmentation",
+        "metric": "mean_iou",
+        "kind": "A semantic segmentation model",
+        "doing": "Segmenting images into",
+        "variable": "segmenter",
+        "top_k": "",
+    },
+}
+
+
+def hub_task_of(config: Any) -> str:
+    """A model's task as the Hub calls it."""
+    return _TASKS[config.task]["hub_task"]
+
+
+def default_metric(config: Any) -> str:
+    """The metric of a model's task, as the Hub calls it."""
+    return _TASKS[config.task]["metric"]
+
+
 def model_facts(model: Any) -> dict[str, Any]:
     """The fields of the card's template that a model, or its configuration alone, fills."""
     config = getattr(model, "config", model)
@@ -40,6 +73,7 @@ def model_facts(model: Any) -> dict[str, Any]:
     adapted = getattr(config, "base_model", None)
     return {
         "adapted": _adapted_facts(adapted) if adapted else None,
+        "task": {**_TASKS[config.task], "model_class": MODELS[config.task].__name__},
         "architecture": getattr(config.backbone_config, "class_name", config.backbone_config.model_type),
         "module": _module_facts(config.backbone_config),
         "num_labels": config.num_labels,

@@ -10,9 +10,18 @@ from huggingface_hub import EvalResult
 from .card_text import one_line
 
 
+# The metrics that cards show, as readers call them.
+METRICS = {"accuracy": "accuracy", "mean_iou": "mean IoU"}
+
+
+def title(metric: str) -> str:
+    """A metric as a sentence begins with it."""
+    return METRICS[metric][0].upper() + METRICS[metric][1:]
+
+
 @dataclass
 class ConditionResult:
-    """The measured accuracy under one condition, clean or corrupted.
+    """The measured accuracy, or another score, under one condition, clean or corrupted.
 
     Args:
         name (`str`): the condition, for example `"noise 2"`.
@@ -21,10 +30,11 @@ class ConditionResult:
         unadapted_per_seed (`list[float]`), adapted_per_seed (`list[float]`): the accuracies behind those means.
         num_images (`int`, *optional*), split (`str`, *optional*): images per seed, and where they are from.
         accuracy_base (`float`, *optional*): of the model that this one was adapted from, without adaptation.
+        metric (`str`): what was measured, `"accuracy"` or `"mean_iou"`.
         milliseconds_unadapted (`float`, *optional*), milliseconds_adapted (`float`, *optional*): time per image.
 
     Raises:
-        ValueError: if an accuracy is not a fraction between 0 and 1.
+        ValueError: if an accuracy is not a fraction between 0 and 1, or the metric is another.
     """
 
     name: str
@@ -37,8 +47,13 @@ class ConditionResult:
     milliseconds_unadapted: float | None = None
     milliseconds_adapted: float | None = None
     accuracy_base: float | None = None
+    metric: str = "accuracy"
 
     def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(
+                f"metric={self.metric!r} of condition {self.name!r} must be one of {', '.join(map(repr, METRICS))}"
+            )
         for field in ("accuracy_unadapted", "accuracy_adapted", "accuracy_base"):
             value = getattr(self, field)
             if value is None and field != "accuracy_unadapted":
@@ -57,19 +72,27 @@ class ConditionResult:
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
-def eval_results(results: Sequence[ConditionResult], dataset: str | None, name: str | None) -> list[EvalResult]:
-    """The entries of the card's metadata: both accuracies of every condition."""
+def eval_results(
+    results: Sequence[ConditionResult], dataset: str | None, name: str | None, task: str = "image-classification"
+) -> list[EvalResult]:
+    """The entries of the card's metadata: both scores of every condition.
+
+    Args:
+        results (list of [`ConditionResult`]): what was measured.
+        dataset (`str`, *optional*), name (`str`, *optional*): identifier and name of the data.
+        task (`str`): as the Hub calls it.
+    """
     kind, name = one_line(dataset or "unknown"), one_line(name or dataset or "unknown")
     return [
         EvalResult(
-            task_type="image-classification",
-            task_name="Image classification",
+            task_type=task,
+            task_name=task.replace("-", " ").capitalize(),
             dataset_type=kind,
             dataset_name=f"{name}, {one_line(result.name)}",
             dataset_config=one_line(result.name),
             dataset_split=None if result.split is None else one_line(result.split),
-            metric_type="accuracy",
-            metric_name=f"Accuracy, {how}",
+            metric_type=result.metric,
+            metric_name=f"{title(result.metric)}, {how}",
             metric_value=round(value, 4),
         )
         for result in results
@@ -82,6 +105,7 @@ def result_facts(results: Sequence[ConditionResult]) -> dict[str, Any]:
     """The fields of the card's template that measurements fill."""
     return {
         "rows": [_row(result) for result in results],
+        "metric": title(results[0].metric) if results else None,
         "has_base": any(result.accuracy_base is not None for result in results),
         "num_images": next((f"{result.num_images:,}" for result in results if result.num_images), None),
         "seeds": max((len(result.adapted_per_seed) for result in results), default=1),

@@ -7,14 +7,14 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .card_facts import base_of, installed_versions, model_facts, public_id
+from .card_facts import base_of, default_metric, hub_task_of, installed_versions, model_facts, public_id
 from .card_merging import CARD_NAME, load_card, merge_cards, short_name, sign, union
 from .card_results import ConditionResult, eval_results, result_facts
 from .card_text import link_target, literal, one_line, render
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
-TAGS = ("it3", "test-time-training", "test-time-adaptation", "robustness", "image-classification")
+TAGS = ("it3", "test-time-training", "test-time-adaptation", "robustness")
 ADAPTED_TAG = "adapted-at-test-time"
 
 
@@ -90,6 +90,7 @@ def build_model_card(
         hardware (`str`, *optional*): what the cost of adaptation was measured on.
     """
     config = getattr(model, "config", model)
+    hub_task = hub_task_of(config)
     left_out = list(getattr(results, "left_out", ()))
     if hasattr(results, "model_index_entries"):
         results = results.model_index_entries()
@@ -99,13 +100,13 @@ def build_model_card(
         license=one_line(license),
         language=[one_line(one) for one in language] if isinstance(language, (list, tuple)) else _text(language),
         library_name="hf_it3",
-        pipeline_tag="image-classification",
-        tags=union(TAGS, [ADAPTED_TAG] if adapted else [], map(one_line, tags)),
+        pipeline_tag=hub_task,
+        tags=union((*TAGS, hub_task), [ADAPTED_TAG] if adapted else [], map(one_line, tags)),
         base_model=public_id(base_model or base_of(config)),
         datasets=[dataset] if dataset is not None and public_id(dataset) else None,
-        metrics=["accuracy"],
+        metrics=list(dict.fromkeys(result.metric for result in results)) or [default_metric(config)],
         model_name=name if results else None,
-        eval_results=eval_results(results, dataset, dataset_name) or None,
+        eval_results=eval_results(results, dataset, dataset_name, hub_task) or None,
     )
     text = render(
         TEMPLATE,

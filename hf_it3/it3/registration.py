@@ -1,5 +1,7 @@
 """Makes the package's classes known to the Auto classes and the pipelines of transformers."""
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -9,10 +11,11 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_cnn_it3 import IT3CNNConfig
-from .configuration_it3 import IT3Config
+from .configuration_it3 import SEGMENTATION, IT3Config
 from .image_processing_it3 import IT3ImageProcessor
+from .loading_it3 import of_hub
 from .modeling_cnn_it3 import IT3CNNForImageClassification
-from .modeling_it3 import IT3ForImageClassification
+from .modeling_it3 import IT3ForImageClassification, IT3PreTrainedModel
 from .modeling_segmentation_it3 import IT3ForSemanticSegmentation
 from .pipeline_it3 import IT3Pipeline
 from .pipeline_segmentation_it3 import IT3SegmentationPipeline
@@ -25,6 +28,40 @@ PIPELINES = {
     TASK: (IT3Pipeline, AutoModelForImageClassification),
     SEGMENTATION_TASK: (IT3SegmentationPipeline, AutoModelForSemanticSegmentation),
 }
+
+
+# The model class of each task, as `IT3Config.task` names it.
+MODELS: dict[str, type[IT3PreTrainedModel]] = {
+    model_class.task: model_class for model_class in (IT3ForImageClassification, IT3ForSemanticSegmentation)
+}
+
+
+def load_model(name: Any, **kwargs: Any) -> Any:
+    """Loads an idempotent model of whatever task its configuration names.
+
+    Args:
+        name (`str` or `PathLike`): Hub name or directory.
+        kwargs: arguments of `from_pretrained`.
+
+    Raises:
+        OSError, ValueError: as `from_pretrained`.
+    """
+    saved, _ = IT3Config.get_config_dict(name, **of_hub(kwargs))
+    return MODELS.get(saved.get("task"), IT3ForImageClassification).from_pretrained(name, **kwargs)
+
+
+def pipeline_task(name: Any, **kwargs: Any) -> str:
+    """The task of the pipeline that answers with a model, from what its configuration names.
+
+    Args:
+        name (`str` or `PathLike`): Hub name or directory.
+        kwargs: arguments of `from_pretrained`, such as `revision`.
+
+    Raises:
+        OSError: if there is no such model.
+    """
+    saved, _ = IT3Config.get_config_dict(name, **of_hub(kwargs))
+    return SEGMENTATION_TASK if saved.get("task") == SEGMENTATION else TASK
 
 
 def register() -> None:

@@ -76,6 +76,10 @@ class Task:
     distances: tuple[str, ...] = tuple(DISTANCES)
     # Whether a distance takes each label as a distribution of its own over yes and no.
     per_label = False
+    # Dimensions of a batch of class indices; 0 where labels are none.
+    index_dims = 0
+    # Whether predictions are standardised by the mean and standard deviation of the training labels.
+    standardises = False
 
     def __init__(self, config: IT3Config):
         self.config = config
@@ -159,6 +163,10 @@ class Task:
             return f"{share:.0%} of the adapted predictions are one class, against {share_before:.0%} unadapted"
         return None
 
+    def for_metrics(self, outputs: Any, labels: Tensor) -> Any:
+        """What metrics take of logits `(B, num_labels, ...)`, or of a tuple that begins with them; all by default."""
+        return outputs
+
     def average(self, logits: Tensor) -> Tensor:
         """Logits of the mean prediction of several views: `(B, K, num_labels, ...)` to `(B, num_labels, ...)`."""
         if logits.shape[1] == 1:
@@ -182,6 +190,7 @@ class SingleLabel(Task):
     """One class per image: logits `(B, num_labels)`, labels `(B,)` of class indices."""
 
     name = "single_label_classification"
+    index_dims = 1
 
     def predict(self, logits: Tensor) -> Tensor:
         return in_single_precision(logits).softmax(1)
@@ -251,6 +260,7 @@ class Regression(Task):
 
     name = "regression"
     distances = ("mse",)  # bounded below, whatever the size of the predictions; the others compare distributions
+    standardises = True
 
     def _standardisation(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean = 0.0 if self.config.target_mean is None else self.config.target_mean
@@ -301,6 +311,7 @@ class Dense(SingleLabel):
     """
 
     name = SEGMENTATION
+    index_dims = 3
 
     def __init__(self, config: IT3Config):
         super().__init__(config)
@@ -329,6 +340,11 @@ class Dense(SingleLabel):
         ignored = cells == self.config.semantic_loss_ignore_index
         one_hot = F.one_hot(cells.masked_fill(ignored, 0), self.num_labels).movedim(-1, 1).to(like.dtype)
         return one_hot.masked_fill(ignored[:, None], 0)
+
+    def for_metrics(self, outputs: Any, labels: Tensor) -> Any:
+        # The classes alone, at the labels' size: logits of a whole data set would fill the memory.
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        return resize(logits, labels.shape[-2:]).argmax(1)
 
     def make_embedder(self, channels: int) -> nn.Module:
         return LabelMapEmbedder(self.num_labels, channels)

@@ -16,7 +16,7 @@ from ..it3.adaptation_it3 import TestTimeAdapter
 from ..it3.interface_it3 import IdempotentModel, idempotent_model
 from ..it3.shell_it3 import frozen_modes
 from ..it3.shift_test_it3 import idempotence_distances
-from ..it3.task_it3 import Dense, Task, resize
+from ..it3.task_it3 import Task
 from ..utils import load_room
 from .checkpoints import check_whole, last_whole_checkpoint
 from .trainer_defaults import (
@@ -266,11 +266,8 @@ class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
         return load_room("evaluation.metrics").metrics_of_task(self._task, prediction)
 
     def _for_metrics(self, logits: Any, labels: Tensor) -> Any:
-        """What the default metrics take of the logits: of a segmentation model the classes, at the labels' size."""
-        if not isinstance(self._task, Dense):
-            return logits
-        maps = logits[0] if isinstance(logits, tuple) else logits
-        return resize(maps, labels.shape[-2:]).argmax(1)
+        """What the default metrics take of the logits, or of a tuple that begins with them."""
+        return self._task.for_metrics(logits, labels)
 
     def prediction_step(
         self,

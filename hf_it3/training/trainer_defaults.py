@@ -8,18 +8,10 @@ import numpy as np
 from torch import nn
 from transformers import TrainingArguments
 
-from ..data import (
-    LABEL_COLUMNS,
-    ImageCollator,
-    SegmentationCollator,
-    class_names,
-    find_column,
-    first_rows,
-    image_processor_for,
-)
-from ..it3.configuration_it3 import SEGMENTATION
+from ..data import LABEL_COLUMNS, class_names, collator_for, find_column, first_rows, image_processor_for
 from ..it3.interface_it3 import idempotent_model
 from ..it3.shell_it3 import norm_parameter_names
+from ..it3.task_it3 import Task
 from .training_arguments import IT3TrainingArguments
 
 
@@ -61,12 +53,7 @@ def with_defaults(
     config = model.config
     processing_class = processing_class or image_processor_for(config)
     if data_collator is None:
-        columns = (args.image_column, args.label_column)
-        if config.task == SEGMENTATION:
-            ignored = config.semantic_loss_ignore_index
-            data_collator = SegmentationCollator(processing_class, *columns, config.num_labels, ignored)
-        else:
-            data_collator = ImageCollator(processing_class, *columns, _number_of_classes(config))
+        data_collator = collator_for(config, processing_class, args.image_column, args.label_column)
     # A later model.push_to_hub takes it along.
     model._image_processor = processing_class
     return data_collator, processing_class
@@ -108,7 +95,7 @@ def measure_targets(config: Any, dataset: Any, label_column: str | None) -> None
         dataset: the training data; where its rows have to be read one by one, the first 5,000 are.
         label_column (`str`, *optional*): by default the usual names.
     """
-    if config.problem_type != "regression" or config.target_mean is not None or dataset is None:
+    if not Task.of(config).standardises or config.target_mean is not None or dataset is None:
         return
     if hasattr(dataset, "column_names") and hasattr(dataset, "__len__"):
         column = find_column(dataset.column_names, LABEL_COLUMNS, label_column, "label")
@@ -121,10 +108,6 @@ def measure_targets(config: Any, dataset: Any, label_column: str | None) -> None
     deviation = values.std(0)
     config.target_mean = values.mean(0).tolist()
     config.target_std = np.where(deviation > 0, deviation, 1.0).tolist()  # targets that are all the same
-
-
-def _number_of_classes(config: Any) -> int | None:
-    return config.num_labels if config.problem_type in (None, "single_label_classification") else None
 
 
 def _freeze_backbone(model: nn.Module) -> None:

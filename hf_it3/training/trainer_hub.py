@@ -123,16 +123,17 @@ def _dataset_of(dataset: Any) -> str | None:
 
 
 def _latest_results(log_history: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """The accuracies of the last evaluation, without and with adaptation."""
+    """The scores of the last evaluation, without and with adaptation."""
     latest: dict[str, float] = {}
     for entry in log_history:
         latest.update(entry)
-    if "eval_accuracy" not in latest:
-        return []
     return [
         {
             "name": "evaluation set",
-            "accuracy_unadapted": latest["eval_accuracy"],
-            "accuracy_adapted": latest.get("eval_adapted_accuracy"),
+            "metric": metric,
+            "accuracy_unadapted": latest[f"eval_{metric}"],
+            "accuracy_adapted": latest.get(f"eval_adapted_{metric}"),
         }
+        for metric in load_room("hub.card_results").METRICS
+        if f"eval_{metric}" in latest
     ]

@@ -13,6 +13,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from ..data import LABEL_COLUMNS
 from ..it3.interface_it3 import idempotent_model
 from ..it3.modeling_it3 import IT3ImageClassifierOutput
+from ..it3.task_it3 import Task
 
 
 _LOSSES = ("classification_loss", "idempotence_loss")
@@ -44,10 +45,11 @@ class TwoPassTrainer(Trainer):
     ) -> Tensor:
         config, loss_of = idempotent_model(self.model).config, self._loss_of_one_pass
         assert loss_of is not None
-        if isinstance(loss_of, LabelSmoother) and config.problem_type != "single_label_classification":
+        task = Task.of(config)
+        if isinstance(loss_of, LabelSmoother) and task.index_dims != 1:
             raise ValueError(
                 f"label_smoothing_factor={loss_of.epsilon} is for one class per image, and the model has problem_type="
-                f"{config.problem_type!r}; leave it out"
+                f"{task.name!r}; leave it out"
             )
         first = loss_of(outputs, labels, num_items_in_batch=num_items_in_batch)
         given_signal = IT3ImageClassifierOutput(logits=outputs["signal_logits"])

@@ -11,8 +11,9 @@ from ...it3.adaptation_it3 import TestTimeAdapter
 from ...it3.backbone_defaults_it3 import resolve_defaults
 from ...it3.interface_it3 import IdempotentModel
 from ...it3.shell_it3 import frozen_modes
-from ..images import ImageSource, Normalization
+from ..images import ImageSource
 from ..inputs import load_model
+from ..pixels import Normalization
 from .grid import do_nothing
 from .images import HeldOutImages, calibration_conditions, split
 from .report import CalibrationResult, Comparison

@@ -8,8 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from ...it3.interface_it3 import IdempotentModel
+from ...it3.task_it3 import Task
+from ..answers import answers_of
 from ..conditions import Condition, make_conditions, parse_corruptions
-from ..images import ImageBatch, ImageSource, Normalization
+from ..images import ImageBatch, ImageSource
+from ..pixels import Normalization
 
 
 # One of each kind: noise, blur, contrast or occlusion, geometry. All are fast to compute.
@@ -23,6 +26,12 @@ _CACHE_BYTES = 2**30
 
 def calibration_conditions(model: IdempotentModel, corruptions: Any, severity: int) -> list[Condition]:
     """The clean images and the corruptions."""
+    kind = answers_of(Task.of(model.config), type(model).__name__)
+    if kind.metric != "accuracy":
+        raise ValueError(
+            f"calibration chooses settings by accuracy, for models of one class per image, and {type(model).__name__} "
+            f"is measured by {kind.noun}; compare settings of your own with evaluate_robustness(methods={{...}})"
+        )
     channels = getattr(model.config.backbone_config, "num_channels", 3)
     if channels not in DEFAULT_CORRUPTIONS:
         raise ValueError(

@@ -10,7 +10,15 @@ measures adaptation on digits under, `float-noise` the noise of a tutorial.
 
 from .corruption import SEVERITIES, Corruption
 from .gallery import corruption_gallery
-from .registry import corrupt, get_corruption, list_corruptions, list_suites, missing_corruptions, register
+from .registry import (
+    corrupt,
+    corrupt_maps,
+    get_corruption,
+    list_corruptions,
+    list_suites,
+    missing_corruptions,
+    register,
+)
 from .transform import CorruptionTransform
 
 
@@ -19,6 +27,7 @@ __all__ = [
     "Corruption",
     "CorruptionTransform",
     "corrupt",
+    "corrupt_maps",
     "corruption_gallery",
     "get_corruption",
     "list_corruptions",

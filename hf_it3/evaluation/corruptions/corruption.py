@@ -29,6 +29,8 @@ class Corruption:
         published_severity: the severity at which the suite was published, where it was published at one only.
         clipped: False for the conditions that may leave [0, 1].
         same_randomness: whether an image gets the same random numbers at all severities.
+        moves: whether pixels move, so that a map of their classes has to move with them; `function` then takes images
+            of any number of channels, and does the same to each.
         why_missing: returns why the corruption cannot be computed on this machine, or `None` if it can.
     """
 
@@ -41,6 +43,7 @@ class Corruption:
     published_severity: int | None = None
     clipped: bool = True
     same_randomness: bool = False
+    moves: bool = False
     why_missing: Callable[[], str | None] = never_missing
 
     @property

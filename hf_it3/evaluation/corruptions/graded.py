@@ -112,6 +112,7 @@ _OWN = (
     _graded(
         name="elastic_transform",
         function=elastic_transform,
+        moves=True,
         tables={
             32: {
                 "alpha": (3.2, 3.2, 2.56, 1.6, 0),
@@ -174,6 +175,7 @@ def _all() -> tuple[Corruption, ...]:
             function=published[name].function,
             tables=published[name].tables,
             lengths=("radius",) if name == "defocus_blur" else published[name].lengths,
+            moves=published[name].moves,
         )
         for name in names
     )

@@ -163,6 +163,7 @@ CORRUPTIONS = (
     _imagenet_c(
         name="elastic_transform",
         function=elastic_transform,
+        moves=True,
         tables={
             32: {
                 "alpha": (0, 1.6, 2.56, 3.2, 3.2),

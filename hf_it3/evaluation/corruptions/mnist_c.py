@@ -58,9 +58,27 @@ CORRUPTIONS = (
         lengths=("radius", "sigma"),
         published_severity=1,
     ),
-    _mnist_c(name="shear", function=shear, tables={28: {"angle": (0.2, 0.4, 0.6, 0.8, 1.0)}}, published_severity=2),
-    _mnist_c(name="scale", function=scale, tables={28: {"factor": (0.9, 0.8, 0.7, 0.6, 0.5)}}, published_severity=3),
-    _mnist_c(name="rotate", function=rotate, tables={28: {"angle": (0.2, 0.4, 0.6, 0.8, 1.0)}}, published_severity=2),
+    _mnist_c(
+        name="shear",
+        function=shear,
+        tables={28: {"angle": (0.2, 0.4, 0.6, 0.8, 1.0)}},
+        published_severity=2,
+        moves=True,
+    ),
+    _mnist_c(
+        name="scale",
+        function=scale,
+        tables={28: {"factor": (0.9, 0.8, 0.7, 0.6, 0.5)}},
+        published_severity=3,
+        moves=True,
+    ),
+    _mnist_c(
+        name="rotate",
+        function=rotate,
+        tables={28: {"angle": (0.2, 0.4, 0.6, 0.8, 1.0)}},
+        published_severity=2,
+        moves=True,
+    ),
     _mnist_c(
         name="brightness",
         function=brightness,
@@ -73,6 +91,7 @@ CORRUPTIONS = (
         tables={28: {"distance": (1, 2, 3, 4, 5)}},
         lengths=("distance",),
         published_severity=3,
+        moves=True,
     ),
     _mnist_c(name="stripe", function=stripe, tables={28: {"width": (7,)}}, lengths=("width",)),
     _mnist_c(

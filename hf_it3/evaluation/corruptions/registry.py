@@ -126,6 +126,57 @@ def corrupt(
     """
     corruption = get_corruption(name)
     _check_images(images)
+    return _apply(corruption, images, severity, seed, indices)
+
+
+def corrupt_maps(
+    maps: torch.Tensor,
+    name: str | tuple[str, str] | Corruption,
+    severity: int | None = None,
+    seed: int = 0,
+    indices: Sequence[int] | torch.Tensor | None = None,
+    ignore_index: int = 255,
+) -> torch.Tensor:
+    """Moves maps of classes as [`corrupt`] moves the pixels of their images.
+
+    A corruption that moves no pixels leaves the maps as they are. Where one does, each pixel gets the class that most
+    of it comes from.
+
+    Args:
+        maps: integer tensor (B, H, W), any device.
+        name, severity, seed, indices: those of the images.
+        ignore_index: class of pixels that do not count, and of those that come in from outside of an image.
+
+    Returns:
+        A new tensor of the same shape, dtype and device.
+
+    Raises:
+        ValueError: if maps, name, severity, seed or indices are not as described.
+    """
+    corruption = get_corruption(name)
+    if maps.ndim != 3 or maps.is_floating_point():
+        raise ValueError(f"maps are {maps.dtype} of shape {tuple(maps.shape)}; pass integers of shape (B, H, W)")
+    if not corruption.moves or not maps.numel():
+        return maps.clone()
+    classes = maps.unique()
+    most, winner = torch.zeros(maps.shape, device=maps.device), torch.full_like(maps, ignore_index)
+    # Class by class, for maps of many classes; what no class reaches comes from outside.
+    for one in classes:
+        share = _apply(corruption, (maps == one).float()[:, None], severity, seed, indices)[:, 0]
+        winner = torch.where(share > most, one, winner)
+        most = torch.maximum(most, share)
+    inside = _apply(corruption, torch.ones_like(most)[:, None], severity, seed, indices)[:, 0]
+    return torch.where(inside >= 0.5, winner, ignore_index)
+
+
+def _apply(
+    corruption: Corruption,
+    images: torch.Tensor,
+    severity: int | None,
+    seed: int,
+    indices: Sequence[int] | torch.Tensor | None,
+) -> torch.Tensor:
+    """Corrupts images `(B, C, H, W)`; of any number of channels, where the corruption `moves` pixels."""
     severity = check_severity(severity, corruption)
     indices = _check_indices(indices, len(images))
     if isinstance(seed, bool) or not isinstance(seed, int):

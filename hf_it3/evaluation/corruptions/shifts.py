@@ -75,7 +75,7 @@ CORRUPTIONS = (
     _condition(name="brightness", function=add_constant, tables={28: {"amount": (0.5,)}}),
     _condition(name="blur", function=blur, tables={28: {"sigma": (2.5,)}}, lengths=("sigma",)),
     _condition(name="salt_and_pepper", function=impulse_noise, tables={28: {"amount": (0.3,)}}),
-    _condition(name="rotation", function=rotation, tables={28: {"degrees": (35.0,)}}),
+    _condition(name="rotation", function=rotation, tables={28: {"degrees": (35.0,)}}, moves=True),
     _tutorial(name="sigma_1", tables={28: {"sigma": (1.0,)}}),
     _tutorial(name="sigma_2", tables={28: {"sigma": (2.0,)}}),
 )

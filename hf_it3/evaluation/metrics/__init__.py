@@ -19,7 +19,14 @@ from .multi_label import multi_label_metrics
 from .of_task import metrics_of_task
 from .regression import regression_metrics
 from .robustness import AccuracyGain, accuracy_gain, mean_corruption_error
-from .segmentation import confusion_matrix, mean_iou, pixel_accuracy, segmentation_metrics
+from .segmentation import (
+    confusion_matrix,
+    iou_of_counts,
+    mean_iou,
+    mean_iou_gain,
+    pixel_accuracy,
+    segmentation_metrics,
+)
 from .uncertainty import RiskCoverage, area_under_risk_coverage, auroc, risk_coverage
 
 
@@ -40,8 +47,10 @@ __all__ = [
     "confusion_matrix",
     "error_rate",
     "expected_calibration_error",
+    "iou_of_counts",
     "mean_corruption_error",
     "mean_iou",
+    "mean_iou_gain",
     "metrics_of_task",
     "multi_label_metrics",
     "negative_log_likelihood",
