@@ -30,8 +30,7 @@ from .data import (
 )
 from .evaluation.demo_report import Measurement, SeedResult, condition_results, describe_seed
 from .evaluation.pixels import Normalization, PixelCollator
-from .evaluation.storage import write_atomically
-from .hub.card_facts import installed_versions, training_facts
+from .hub.card_facts import training_facts, versions_for_card
 from .hub.model_card import write_model_card
 from .it3.configuration_cnn_it3 import IT3CNNConfig
 from .it3.configuration_it3 import IT3Config
@@ -41,7 +40,7 @@ from .it3.pipeline_it3 import IT3Pipeline
 from .it3.registration import TASK
 from .training.trainer import IT3Trainer
 from .training.training_arguments import IT3TrainingArguments
-from .utils import plot_batch_accuracies, plot_images
+from .utils import plot_batch_accuracies, plot_images, write_atomically
 
 
 @dataclass
@@ -284,7 +283,7 @@ def _finish(
         "training": training,
         "adaptation": config.adaptation.to_dict(),
         "seeds": [describe_seed(result) for result in results],
-        "versions": installed_versions(),
+        "versions": versions_for_card(),
         "threads": torch.get_num_threads(),
     }
     write_atomically(output_dir / "results.json", (json.dumps(document, indent=2) + "\n").encode())

@@ -1,7 +1,11 @@
-"""What several rooms share: access to rooms further on, and figures. Matplotlib is imported where it is used."""
+"""What several rooms share: access to rooms further on, versions, tables, files and figures. Matplotlib is imported
+where it is used."""
 
 import importlib
-from collections.abc import Sequence
+import importlib.metadata
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -20,17 +24,73 @@ def load_room(name: str) -> ModuleType:
     return importlib.import_module(f"hf_it3.{name}")
 
 
+def installed_versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """The version of each package; `None` where it is not installed."""
+    versions: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def aligned(rows: Sequence[Sequence[str]], numbers: bool = False) -> list[str]:
+    """Lines of a table for the terminal, whose columns are as wide as their widest cell.
+
+    Args:
+        rows: cells of each row, the same number in all.
+        numbers (`bool`): whether all columns but the first are flush right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if numbers and column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that is either there as a whole or not at all, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def import_figure(who: str, extra: str) -> "type[Figure]":
+    """Matplotlib's `Figure`.
+
+    Args:
+        who (`str`): the beginning of the error, such as `"plots need"`.
+        extra (`str`): of this package, that brings matplotlib.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f'{who} matplotlib: pip install "hf-it3[{extra}]"') from error
+    return Figure
+
+
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple["Figure", list]:
     """Makes a figure of the given size in inches, without a display; returns it and its axes as a flat list.
 
     Raises:
         ImportError: if matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "hf-it3[demo]"') from error
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = import_figure("pictures need", "demo")(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, list(axes.flat)
 

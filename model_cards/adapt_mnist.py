@@ -21,7 +21,7 @@ from hf_it3.data import as_bytes, load_images
 from hf_it3.demo import EXAMPLE
 from hf_it3.evaluation.pixels import Normalization, PixelCollator
 from hf_it3.hub.adapted_model import save_adapted
-from hf_it3.hub.card_facts import installed_versions
+from hf_it3.hub.card_facts import versions_for_card
 
 
 # The first is what the model adapts to; the others show what that does to images of other kinds.
@@ -88,7 +88,7 @@ def main() -> None:
         "dataset": "ylecun/mnist",
         "results": results,
         "threads": torch.get_num_threads(),
-        "versions": installed_versions(),
+        "versions": versions_for_card(),
     }
     Path(arguments.output_dir, "results.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 

@@ -1,16 +1,19 @@
-"""The loopback Hub as tests use it: `HubServer`, which runs it in a process of its own, and two fixtures.
+"""The loopback Hub as tests use it: `HubServer`, which runs it in a process of its own, and three fixtures.
 
 `hub` is one server for the whole session; give every test its own repos with ``hub.name("mnist")``. `hub_client` is
 an `HfApi` of user "user", and points huggingface_hub and transformers in the test's own process at the server, with an
-empty cache. Client processes take ``env=hub.env(token=...)`` instead.
+empty cache. Client processes take ``env=hub.env(token=...)`` instead. `packages_without_hf_it3` is for those that
+cannot import the package.
 """
 
 import contextlib
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import types
@@ -205,3 +208,14 @@ def hub_client(hub, tmp_path, monkeypatch):
     yield hf_api.HfApi(endpoint=hub.endpoint, token=hub.user_token)
     _http.close_session()
     hub.clear()
+
+
+@pytest.fixture(scope="module")
+def packages_without_hf_it3(tmp_path_factory):
+    """A folder with all installed packages but ours. Processes start with -S, so that no other is on their path."""
+    folder = tmp_path_factory.mktemp("packages")
+    for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for entry in Path(site).iterdir():
+            if not re.match(r"hf_it3|__editable__", entry.name) and not (folder / entry.name).exists():
+                (folder / entry.name).symlink_to(entry)
+    return folder

@@ -14,7 +14,8 @@ from transformers.integrations import integration_utils
 from hf_it3 import AdaptationConfig
 from hf_it3.evaluation import EvaluationInterrupted, evaluate_robustness, images
 from hf_it3.evaluation.runner import Runner
-from hf_it3.evaluation.storage import ResultsFolder, write_atomically
+from hf_it3.evaluation.storage import ResultsFolder
+from hf_it3.utils import write_atomically
 
 
 CONDITIONS = ["clean", "digits-shift/noise_1", "digits-shift/contrast"]

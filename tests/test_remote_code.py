@@ -2,10 +2,8 @@
 
 import ast
 import json
-import re
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import hub_fixtures
@@ -21,6 +19,7 @@ from hf_it3.it3.remote_code_it3 import auto_map, custom_pipelines, travelling_fi
 
 
 hub, hub_client = hub_fixtures.hub, hub_fixtures.hub_client
+packages_without_hf_it3 = hub_fixtures.packages_without_hf_it3
 
 # torch, transformers and what transformers itself cannot do without.
 ALLOWED = {"torch", "transformers", "numpy", "PIL", "safetensors"}
@@ -64,17 +63,6 @@ except ValueError as error:
 classes = [type(thing).__module__ for thing in (classifier, model, model.config, processor)]
 print(json.dumps({"found": found, "pushed": pushed, "refusal": refusal, "classes": classes}))
 """
-
-
-@pytest.fixture(scope="module")
-def packages_without_hf_it3(tmp_path_factory):
-    """A folder with all installed packages but ours. Processes start with -S, so that no other is on their path."""
-    folder = tmp_path_factory.mktemp("packages")
-    for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        for entry in Path(site).iterdir():
-            if not re.match(r"hf_it3|__editable__", entry.name) and not (folder / entry.name).exists():
-                (folder / entry.name).symlink_to(entry)
-    return folder
 
 
 @pytest.fixture

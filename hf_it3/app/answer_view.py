@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 from torch import Tensor
 
-from .answers import Result
+from .answers import Answer, Result
 from .rendering import (
     MAX_CLASSES,
     THUMBNAIL_SIDE,
@@ -15,6 +15,7 @@ from .rendering import (
     distances_figure,
     headline,
     losses_figure,
+    outlined,
     picture,
     say,
     scores,
@@ -28,9 +29,13 @@ class AnswerView:
     """The components that show a result, made where they stand on the page; their values come from its methods.
 
     Each method returns one value for each of `components`.
+
+    Args:
+        names (*optional*): of the classes of a model that segments images, whose maps are then shown as well.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] | None = None) -> None:
+        self.names = names
         self.message = gr.HTML(say("The answer appears here."), elem_id="message", padding=False)
         with gr.Column(visible=False) as self.panel:
             self.headline = gr.HTML(elem_id="result", padding=False)
@@ -43,6 +48,12 @@ class AnswerView:
                 label: dict[str, Any] = {"num_top_classes": MAX_CLASSES, "min_width": 120}
                 self.before = gr.Label(label="Before", elem_id="before", **label)
                 self.after = gr.Label(label="After", elem_id="after", **label)
+            with gr.Row(visible=names is not None):
+                annotated: dict[str, Any] = {"format": "png", "min_width": 120, "height": 280}
+                self.maps = [
+                    gr.AnnotatedImage(label=label, elem_id=elem_id, **annotated)
+                    for label, elem_id in (("True", "map-truth"), ("Before", "map-before"), ("After", "map-after"))
+                ]
             with gr.Row():
                 plot: dict[str, Any] = {"format": "png", "show_label": False, "min_width": 280, "buttons": []}
                 self.distances = gr.Plot(elem_id="distances", **plot)
@@ -75,6 +86,7 @@ class AnswerView:
                 self.before,
                 self.after,
             ),
+            *self.maps,
             *(self.distances, self.losses, self.no_steps, self.batch_title, self.batch),
         ]
 
@@ -102,6 +114,7 @@ class AnswerView:
             ),
             gr.update(value=scores(first, first.before), label=titled("Before", first, first.top_before)),
             gr.update(value=scores(first, first.after), label=titled("After", first, first.top_after)),
+            *self._maps(first),
             distances_figure(result, clean),
             gr.update(value=None if why else losses_figure(result), visible=not why),
             gr.update(value=why, visible=bool(why)),
@@ -112,6 +125,17 @@ class AnswerView:
                 else None,
                 visible=several,
             ),
+        ]
+
+    def _maps(self, answer: Answer) -> list[Any]:
+        if self.names is None or answer.maps is None:
+            return [gr.skip()] * len(self.maps)
+        maps = answer.maps
+        truth = outlined(answer, maps.truth, self.names)
+        return [
+            gr.update(value=truth, visible=truth is not None),
+            outlined(answer, maps.before, self.names),
+            outlined(answer, maps.after, self.names),
         ]
 
     def complain(self, message: str) -> list[Any]:

@@ -10,14 +10,38 @@ from torch import Tensor
 
 from ..data import as_bytes
 from ..evaluation.corruptions import list_corruptions, list_suites
-from ..it3.pipeline_it3 import IT3Pipeline
+from ..it3.adapting_pipeline_it3 import AdaptingPipeline
+from ..it3.pipeline_segmentation_it3 import IT3SegmentationPipeline, class_map
+
+
+# Class of pixels that do not count, in the true map of an image.
+IGNORED = 255
+
+
+@dataclass
+class Maps:
+    """The class of each pixel of an image, arrays `(H, W)`, without adaptation and with it, and the true one."""
+
+    before: np.ndarray
+    after: np.ndarray
+    truth: np.ndarray | None = None
+
+    def right(self, found: np.ndarray) -> int:
+        """Number of pixels that are as the true map has them, of those that count."""
+        return 0 if self.truth is None else int((found == self.truth).sum())
+
+    @property
+    def counted(self) -> int:
+        """Number of pixels that count."""
+        return 0 if self.truth is None else int((self.truth != IGNORED).sum())
 
 
 @dataclass
 class Answer:
     """What the model says about one image: its pixels `(C, H, W)` in [0, 1], and each class's score, twice.
 
-    Scores are in the order of `labels`, which may hold a label more than once.
+    Scores are in the order of `labels`, which may hold a label more than once. Of an image that is segmented they are
+    the shares of the pixels, and `maps` has the classes of these.
     """
 
     pixels: Tensor
@@ -28,6 +52,7 @@ class Answer:
     adapted: bool
     averaged: bool
     truth: str | None = None
+    maps: Maps | None = None
 
     @property
     def changed(self) -> bool:
@@ -90,13 +115,13 @@ def corruption_menu(num_channels: int) -> dict[str, list[tuple[str, str]]]:
     return menu
 
 
-def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | None = None, **settings: Any) -> Result:
-    """Classifies images `(N, C, H, W)` in [0, 1], without and with adaptation, as one batch.
+def classify(classifier: AdaptingPipeline, pixels: Tensor, truths: Any = None, **settings: Any) -> Result:
+    """Classifies or segments images `(N, C, H, W)` in [0, 1], without and with adaptation, as one batch.
 
     Args:
-        classifier ([`IT3Pipeline`]): the visitor's.
+        classifier ([`IT3Pipeline`] or [`IT3SegmentationPipeline`]): the visitor's.
         pixels: one image or more, at the model's size; what lies outside [0, 1] is cut off, as on the screen.
-        truths (*optional*): their labels.
+        truths (*optional*): their labels; of images that are segmented maps of classes `(N, H, W)`.
         settings: fields of [`AdaptationConfig`].
 
     Raises:
@@ -104,20 +129,41 @@ def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | No
     """
     arrays = as_bytes(pixels)
     start = time.perf_counter()
+    segments = isinstance(classifier, IT3SegmentationPipeline)
+    # A segmentation model tells where it found a class, and the plain model may have found others.
+    kind = {} if segments else {"top_k": classifier.model.config.num_labels, "return_unadapted": True}
     entries = classifier(
         arrays,
         adaptation_batch_size=len(arrays),
-        top_k=classifier.model.config.num_labels,
         return_idempotence=True,
-        return_unadapted=True,
         return_loss_history=True,
+        **kind,
         **settings,
     )
     seconds = time.perf_counter() - start
+    if segments:
+        answers = _map_answers(classifier, pixels, entries, classifier(arrays, adapt=False), truths)
+    else:
+        answers = _class_answers(pixels, entries, truths)
+    distances = [answer.distance for answer in answers]
+    adapter = classifier.adapter(**settings)
+    alone = adapter.config.scope_of(len(answers)) in ("image", "average")
+    whose = "the image" if len(answers) == 1 else "mean of the images"
+    if adapter.stream is not None:
+        distances, whose = list(adapter.stream.distances), "mean of the latest images"
+    elif alone and len(answers) > 1:
+        distances, whose = distances[:1], "the first image"
+    gate = adapter.shift_test.limit(len(distances))
+    histories = [entry[0]["loss_history"] for entry in entries if entry[0]["loss_history"]]
+    losses = np.mean(histories, axis=0).tolist() if histories else []
+    return Result(answers, losses, seconds, gate, float(np.mean(distances)), whose)
+
+
+def _class_answers(pixels: Tensor, entries: Any, truths: Sequence[str] | None) -> list[Answer]:
     names: Sequence[str | None] = truths or [None] * len(pixels)
     # In an order that does not depend on how the image was adapted.
     entries = [sorted(classes, key=lambda entry: -entry["unadapted_score"]) for classes in entries]
-    answers = [
+    return [
         Answer(
             pixels=image,
             labels=[entry["label"] for entry in classes],
@@ -130,23 +176,35 @@ def classify(classifier: IT3Pipeline, pixels: Tensor, truths: Sequence[str] | No
         )
         for image, classes, truth in zip(pixels, entries, names, strict=True)
     ]
-    distances = [answer.distance for answer in answers]
-    adapter = classifier.adapter(**settings)
-    alone = adapter.config.scope_of(len(answers)) in ("image", "average")
-    whose = "the image" if len(answers) == 1 else "mean of the images"
-    if adapter.stream is not None:
-        distances, whose = list(adapter.stream.distances), "mean of the latest images"
-    elif alone and len(answers) > 1:
-        distances, whose = distances[:1], "the first image"
-    gate = adapter.shift_test.limit(len(distances))
-    histories = [classes[0]["loss_history"] for classes in entries if classes[0]["loss_history"]]
-    losses = np.mean(histories, axis=0).tolist() if histories else []
-    return Result(answers, losses, seconds, gate, float(np.mean(distances)), whose)
 
 
-def clean_distances(classifier: IT3Pipeline, pixels: Tensor) -> list[float]:
+def _map_answers(
+    segmenter: AdaptingPipeline, pixels: Tensor, entries: Any, plain: Any, truths: Tensor | None
+) -> list[Answer]:
+    config = segmenter.model.config
+    answers = []
+    for position, (image, after, before) in enumerate(zip(pixels, entries, plain, strict=True)):
+        truth = None if truths is None else truths[position].numpy()
+        maps = Maps(class_map(before, config.label2id), class_map(after, config.label2id), truth)
+        found = np.union1d(maps.before, maps.after).tolist()
+        answers.append(
+            Answer(
+                pixels=image,
+                labels=[config.id2label[index] for index in found],
+                before=[float((maps.before == index).mean()) for index in found],
+                after=[float((maps.after == index).mean()) for index in found],
+                distance=after[0]["idempotence"],
+                adapted=after[0]["adapted"],
+                averaged=after[0]["averaged"],
+                maps=maps,
+            )
+        )
+    return answers
+
+
+def clean_distances(classifier: AdaptingPipeline, pixels: Tensor) -> list[float]:
     """The idempotence distances of clean images `(N, C, H, W)`, with the model as it is."""
     entries = classifier(
-        as_bytes(pixels), top_k=1, return_idempotence=True, num_steps=0, norm_statistics="source", scope="batch"
+        as_bytes(pixels), return_idempotence=True, num_steps=0, norm_statistics="source", scope="batch"
     )
     return [classes[0]["idempotence"] for classes in entries]

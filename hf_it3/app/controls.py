@@ -48,7 +48,7 @@ class Images:
 
 def num_channels(served: ServedModel) -> int:
     """Of the images that a model takes."""
-    return 1 if served.model is None else getattr(served.model.config.backbone_config, "num_channels", 3)
+    return 1 if served.model is None else served.model.config.image_channels
 
 
 def default_corruption(served: ServedModel) -> tuple[str, str]:

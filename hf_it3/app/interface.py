@@ -10,7 +10,7 @@ import gradio as gr
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.corruptions import corrupt
+from ..evaluation.corruptions import corrupt, corrupt_maps
 from ..it3.adaptation_config_it3 import AdaptationConfig
 from .answer_view import AnswerView
 from .answers import Result, classify
@@ -102,9 +102,24 @@ class Page:
             settings["gate"] = AdaptationConfig().gate
         images, truths = self._images(source, picked, batch, drawing, files)
         originals = self.served.read(images)
-        pixels = originals if suite == NO_CORRUPTION else corrupt(originals, corruption, int(severity))
         classifier = classifier or self.served.classifier()
-        return classifier, classify(classifier, pixels, truths, **settings), originals
+        spoil = None if suite == NO_CORRUPTION else (corruption, int(severity))
+        return classifier, self._answer(classifier, originals, truths, spoil, **settings), originals
+
+    def _answer(
+        self,
+        classifier: Any,
+        originals: Tensor,
+        truths: list[Any] | None,
+        spoil: tuple[str, int] | None,
+        **settings: Any,
+    ) -> Result:
+        """The answers to images that are corrupted first; true maps of classes move with their pixels."""
+        known: Any = truths
+        if truths is not None and self.served.segments:
+            known = self.served.read_maps(truths)
+            known = known if spoil is None else corrupt_maps(known, *spoil)
+        return classify(classifier, originals if spoil is None else corrupt(originals, *spoil), known, **settings)
 
     def example(self) -> tuple[Result, Tensor, int] | None:
         """A worked example on test images, spoiled, with the model's own settings; the same for all visitors.
@@ -121,7 +136,7 @@ class Page:
                 picked = 0
                 result, originals = self._work_example(picked)
                 for position, answer in enumerate(result.answers):
-                    if answer.top_before != answer.truth == answer.top_after:
+                    if answer.maps is None and answer.top_before != answer.truth == answer.top_after:
                         picked = position
                         result, originals = self._work_example(picked)
                         break
@@ -131,12 +146,12 @@ class Page:
     def _work_example(self, picked: int) -> tuple[Result, Tensor]:
         images, truths = self._images("sample", picked, EXAMPLE_BATCH, None, None)
         originals = self.served.read(images)
-        pixels = corrupt(originals, default_corruption(self.served)[1], _EXAMPLE_SEVERITY)
-        return classify(self.served.classifier(), pixels, truths), originals
+        spoil = (default_corruption(self.served)[1], _EXAMPLE_SEVERITY)
+        return self._answer(self.served.classifier(), originals, truths, spoil), originals
 
     def _images(
         self, source: str, picked: int, batch: int, drawing: Any, files: list[str] | None
-    ) -> tuple[list[Image.Image], list[str] | None]:
+    ) -> tuple[list[Image.Image], list[Any] | None]:
         if source == "upload":
             return read_uploads(files), None
         samples = self.served.samples
@@ -161,7 +176,7 @@ def build_app(served: ServedModel) -> gr.Blocks:
                 settings, forget = adaptation_controls(served)
                 button = gr.Button("Adapt", variant="primary", interactive=False, elem_id="adapt")
             with gr.Column(scale=3, min_width=320):
-                view = AnswerView()
+                view = AnswerView(served.labels if served.segments else None)
         classifier = gr.State(None, time_to_live=_VISITOR_SECONDS)
 
         def press(classifier: Any, *choices: Any) -> list[Any]:

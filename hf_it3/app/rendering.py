@@ -4,6 +4,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -85,6 +86,12 @@ def _what_happened(result: Result) -> str:
         reason = "the distance lies below the gate: no shift" if below else "no steps were asked for"
         return f"Not adapted: {reason}"
     how = "averaged over augmentations" if result.only_averaged else "adapted to"
+    if counted := sum(answer.maps.counted for answer in answers if answer.maps):
+        before, after = (
+            sum(answer.maps.right(getattr(answer.maps, name)) for answer in answers if answer.maps) / counted
+            for name in ("before", "after")
+        )
+        return f"{images} {how}. Pixels right before: {before:.0%}, after: {after:.0%}"
     if answers[0].truth is None:
         return f"{images} {how}"
     before = sum(answer.top_before == answer.truth for answer in answers)
@@ -125,8 +132,29 @@ def titled(title: str, answer: Answer, label: str) -> str:
     return f"{title} {mark(answer, label)}".strip()
 
 
+def outlined(answer: Answer, classes: np.ndarray | None, names: Sequence[str]) -> tuple[Image.Image, list] | None:
+    """An image and the area of each class, for `gr.AnnotatedImage`; class 0 is the background where it has that name.
+
+    Args:
+        answer: to the image.
+        classes: class of each pixel `(H, W)`, or `None`.
+        names: of all classes.
+    """
+    if classes is None:
+        return None
+    shown = picture(answer.pixels)
+    # As large as what is shown.
+    large = np.asarray(Image.fromarray(classes.astype(np.int32)).resize(shown.size, Image.Resampling.NEAREST))
+    indices = [index for index in np.unique(large) if index < len(names) and names[index] != "background"]
+    return shown.convert("RGB"), [(large == index, short(names[index])) for index in indices]
+
+
 def caption(answer: Answer) -> str:
-    """The answer before and, where it differs, after: `"✗ 1 → ✓ 9"`."""
+    """The answer before and, where it differs, after: `"✗ 1 → ✓ 9"`; of a map the share of pixels that are right."""
+    if answer.maps is not None:
+        maps = answer.maps
+        rights = [f"{maps.right(found) / maps.counted:.0%}" for found in (maps.before, maps.after) if maps.counted]
+        return " \N{RIGHTWARDS ARROW} ".join(dict.fromkeys(rights))
     labels = dict.fromkeys((answer.top_before, answer.top_after))
     return " \N{RIGHTWARDS ARROW} ".join(f"{mark(answer, label)} {short(label)}".strip() for label in labels)
 

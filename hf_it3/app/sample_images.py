@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, class_names, find_column, load_images, select_split
+from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, MAP_COLUMNS, class_names, find_column, load_images, select_split
 from .visitor_images import shrink
 
 
@@ -22,10 +22,11 @@ class SampleImages:
 
     Args:
         images (list of `PIL.Image.Image`): grey or RGB.
-        truths (list of `str`, *optional*): the model's name of each image's class.
+        truths (list of `str`, *optional*): the model's name of each image's class; for segmentation the map of classes
+            of each image, an array `(H, W)`.
     """
 
-    def __init__(self, images: Sequence[Image.Image], truths: Sequence[str] | None = None):
+    def __init__(self, images: Sequence[Image.Image], truths: Sequence[Any] | None = None):
         self.images = list(images)
         self.truths = None if truths is None else list(truths)
 
@@ -37,6 +38,7 @@ class SampleImages:
         labels: Sequence[str] = (),
         streaming: bool = False,
         config_name: str | None = None,
+        maps: bool = False,
     ) -> "SampleImages":
         """Reads images of a data set.
 
@@ -47,6 +49,7 @@ class SampleImages:
                 labels are translated.
             streaming (`bool`): read no more of the data set than is needed.
             config_name (`str`, *optional*): configuration of the data set.
+            maps (`bool`): whether the labels are maps of classes.
 
         Raises:
             ValueError: if the split or the images are missing, or a label is none of the model's.
@@ -62,19 +65,21 @@ class SampleImages:
             if not isinstance(image, Image.Image):
                 raise ValueError(f"{dataset} has no images to show, but {type(image).__name__} in their column")
             images.append(shrink(image))
-            found.append(next((row[name] for name in LABEL_COLUMNS if name in row), None))
+            found.append(next((row[name] for name in (MAP_COLUMNS if maps else LABEL_COLUMNS) if name in row), None))
             if max(images[-1].size) > SMALL_SIDE:
                 count = NUM_LARGE_IMAGES
             if len(images) >= count:
                 break
         if not images:
             raise ValueError(f"split {split!r} of {dataset} has no images")
+        if maps:
+            return cls(images, None if any(one is None for one in found) else [np.asarray(one) for one in found])
         # The Hub's test splits without labels have None or -1 in their place.
         if any(label in (None, -1) for label in found):
             return cls(images)
         return cls(images, _truths(found, class_names(rows), labels))
 
-    def batch(self, picked: int, size: int) -> tuple[list[Image.Image], list[str] | None]:
+    def batch(self, picked: int, size: int) -> tuple[list[Image.Image], list[Any] | None]:
         """The picked image and as many others as make up a batch, the same ones every time, with their classes."""
         others = [position for position in range(len(self.images)) if position != picked]
         chosen = [picked, *others[: size - 1]]

@@ -9,18 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from huggingface_hub.constants import HF_HOME
 from PIL import Image
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ..data import DIGITS, load_digits
+from ..data import DIGITS, load_digits, resized_map
 from ..demo import RECIPES, train_network
 from ..evaluation.inputs import load_model
 from ..evaluation.pixels import PixelCollator
+from ..it3.adapting_pipeline_it3 import AdaptingPipeline
+from ..it3.configuration_it3 import SEGMENTATION
 from ..it3.image_processing_it3 import IT3ImageProcessor
-from ..it3.modeling_it3 import IT3ForImageClassification
-from ..it3.pipeline_it3 import IT3Pipeline
+from ..it3.interface_it3 import IdempotentModel
+from ..it3.registration import pipeline_of
 from ..version import __version__
 from .answers import clean_distances
 from .sample_images import SampleImages
@@ -74,18 +78,25 @@ class ServedModel:
         self.error: str | None = None
         self.finished = threading.Event()
         self.clean: list[float] = []
-        self.model: IT3ForImageClassification | None = None
+        self.model: IdempotentModel | None = None
         if name is not None:
             self._take(name, revision)
         dataset = dataset or (DIGITS if self.reads_digits else None)
         self.samples = (
-            None if dataset is None else SampleImages.load(dataset, split, self.labels, streaming, config_name)
+            None
+            if dataset is None
+            else SampleImages.load(dataset, split, self.labels, streaming, config_name, self.segments)
         )
 
     @property
     def labels(self) -> list[str]:
         """Names of the model's classes."""
         return list(_DIGIT_NAMES) if self.model is None else list(self.model.config.id2label.values())
+
+    @property
+    def segments(self) -> bool:
+        """Whether the model answers with a map of classes."""
+        return self.model is not None and self.model.config.task == SEGMENTATION
 
     @property
     def reads_digits(self) -> bool:
@@ -115,7 +126,7 @@ class ServedModel:
         thread.start()
         return thread
 
-    def classifier(self) -> IT3Pipeline:
+    def classifier(self) -> AdaptingPipeline:
         """A pipeline for one visitor: the weights are shared, what adaptation does with them is not.
 
         It takes images of the model's size, since corruptions come after resizing, as in evaluations.
@@ -124,11 +135,18 @@ class ServedModel:
         for name in ("do_resize", "do_center_crop"):
             if hasattr(processor, name):
                 setattr(processor, name, False)
-        return IT3Pipeline(model=self.model, image_processor=processor)
+        return pipeline_of(self.model)(model=self.model, image_processor=processor)
 
     def read(self, images: Sequence[Image.Image]) -> Tensor:
         """Images as the model sees them before normalisation, `(N, C, H, W)` in [0, 1]."""
         return PixelCollator(self.image_processor)([{"image": image} for image in images])["pixel_values"]
+
+    def read_maps(self, maps: Sequence[np.ndarray]) -> Tensor:
+        """Maps of classes at the model's size, `(N, H, W)`; those of images that are cropped cannot be shown."""
+        size = self.image_processor.size
+        height = getattr(size, "height", None) or size["height"]
+        width = getattr(size, "width", None) or size["width"]
+        return torch.stack([resized_map(classes, (height, width)) for classes in maps])
 
     def _take(self, name: str, revision: str | None = None) -> None:
         loaded = load_model(name, revision=revision)

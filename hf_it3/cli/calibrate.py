@@ -99,7 +99,7 @@ def save_calibrated(loaded: "LoadedModel", result: "CalibrationResult", folder: 
     """
     from transformers.utils import CONFIG_NAME
 
-    from ..evaluation.storage import write_atomically
+    from ..utils import write_atomically
 
     path = Path(folder)
     config_path = path / CONFIG_NAME

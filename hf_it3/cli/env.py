@@ -1,8 +1,9 @@
 """Prints the versions of everything that matters, to paste into a bug report."""
 
 import argparse
-import importlib.metadata
 import platform
+
+from ..utils import installed_versions
 
 
 PACKAGES = (
@@ -25,12 +26,8 @@ PACKAGES = (
 def versions() -> dict[str, str]:
     """The version of each package; `"not installed"` where it is missing."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    versions = installed_versions(PACKAGES)
+    return {**found, **{name: version or "not installed" for name, version in versions.items()}}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

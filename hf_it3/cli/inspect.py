@@ -6,6 +6,7 @@ Takes an idempotent model or any image classifier, by Hub name or local path. On
 import argparse
 from typing import TYPE_CHECKING
 
+from ..utils import aligned
 from .options import add_shared, positive
 
 
@@ -53,6 +54,4 @@ def _shape(layer: "LayerDescription") -> str:
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(aligned(rows)))

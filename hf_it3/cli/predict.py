@@ -81,7 +81,7 @@ class _Classes:
         return classes
 
     def write(self, files: Sequence[Path], answers: Sequence[Any]) -> None:
-        from ..evaluation.storage import write_atomically
+        from ..utils import write_atomically
 
         assert self.output is not None
         answered = zip(files, answers, strict=True)
@@ -104,17 +104,12 @@ class _Maps:
         self.settings: dict[str, Any] = {}
 
     def keep(self, segments: Any, config: Any) -> Any:
-        masks = [np.asarray(segment["mask"]) > 0 for segment in segments]
-        if self.output is None:
-            found = [
-                {"label": segment["label"], "score": mask.mean()}
-                for segment, mask in zip(segments, masks, strict=True)
-            ]
-            return sorted(found, key=lambda entry: -entry["score"])
-        classes = np.zeros(masks[0].shape, np.uint8 if config.num_labels <= 256 else np.uint16)
-        for segment, mask in zip(segments, masks, strict=True):
-            classes[mask] = config.label2id[segment["label"]]
-        return classes
+        from ..it3.pipeline_segmentation_it3 import class_map
+
+        if self.output is not None:
+            return class_map(segments, config.label2id).astype(np.uint8 if config.num_labels <= 256 else np.uint16)
+        found = [{"label": one["label"], "score": np.asarray(one["mask"]).mean() / 255} for one in segments]
+        return sorted(found, key=lambda entry: -entry["score"])
 
     def write(self, files: Sequence[Path], maps: Sequence[Any]) -> None:
         from PIL import Image

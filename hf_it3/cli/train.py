@@ -38,6 +38,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # Of the small networks, which start from random weights, on the bundled images.
 _EPOCHS = {(CNN, DIGITS): 15, (SEGFORMER, SCENES): 4}
+# What is trained on what, of each task, where nothing is asked for.
+_BUNDLED = {"classification": (CNN, DIGITS), SEGMENTATION: (SEGFORMER, SCENES)}
 _FILLED_IN = ("output_dir", "num_train_epochs", *_DEFAULTS["trained"])
 _CHECKED = ("neutral_signal", "idempotence_weight", "distance")
 
@@ -50,8 +52,8 @@ class ModelArguments:
         default="classification",
         metadata={"help": "What the model answers.", "choices": ["classification", SEGMENTATION]},
     )
-    backbone: str | None = field(
-        default=None,
+    backbone: str = field(
+        default="",
         metadata={
             "help": "Hub name or path of a model of that task, or of an idempotent one; 'cnn' or, for segmentation, "
             "'segformer': a small new one (the default)."
@@ -82,8 +84,8 @@ class ModelArguments:
 class DataArguments:
     """The images to train on."""
 
-    dataset: str | None = field(
-        default=None,
+    dataset: str = field(
+        default="",
         metadata={
             "help": "A Hub name, a local data set or a folder of images; by default the bundled 'digits', or for "
             "segmentation 'scenes' made of them."
@@ -129,9 +131,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, evaluates and saves what the arguments ask for, and prints the metrics."""
-    segments = arguments.task == SEGMENTATION
-    arguments.backbone = arguments.backbone or (SEGFORMER if segments else CNN)
-    arguments.dataset = arguments.dataset or (SCENES if segments else DIGITS)
+    backbone, dataset = _BUNDLED[arguments.task]
+    arguments.backbone, arguments.dataset = arguments.backbone or backbone, arguments.dataset or dataset
     for name, value in _defaults(arguments.backbone, arguments.dataset).items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
@@ -168,6 +169,9 @@ def train(
     from ..data import first_rows, load_images, select_split
     from ..training.trainer import IT3Trainer
 
+    backbone, dataset = _BUNDLED[model_arguments.task]
+    model_arguments = dataclasses.replace(model_arguments, backbone=model_arguments.backbone or backbone)
+    data_arguments = dataclasses.replace(data_arguments, dataset=data_arguments.dataset or dataset)
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="loading the data set"):
         splits = load_images(data_arguments.dataset, data_arguments.config_name, data_arguments.streaming)

@@ -18,7 +18,7 @@ from .images import (
     mean_and_std,
     select_split,
 )
-from .maps import MAP_COLUMNS, SegmentationCollator
+from .maps import MAP_COLUMNS, SegmentationCollator, resized_map
 from .of_task import collator_for, label_columns_of
 from .scenes import SCENE_CLASSES, load_digit_scenes
 
@@ -45,5 +45,6 @@ __all__ = [
     "load_digits",
     "load_images",
     "mean_and_std",
+    "resized_map",
     "select_split",
 ]

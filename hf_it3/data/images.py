@@ -306,7 +306,7 @@ def image_processor_for(config: IT3Config) -> Any:
                 continue  # no processor there
     size = getattr(backbone, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
-    channels = getattr(backbone, "num_channels", 3)
+    channels = config.image_channels
     return IT3ImageProcessor(
         num_channels=channels,
         size={"height": height, "width": width},

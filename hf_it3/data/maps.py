@@ -63,7 +63,7 @@ class SegmentationCollator(ImageCollator):
             pixel_values, labels = self._processed(pictures, maps)
         else:
             pixel_values = self._pixel_values(images)
-            labels = torch.stack([_resized(classes, pixel_values.shape[-2:]) for classes in maps])
+            labels = torch.stack([resized_map(classes, pixel_values.shape[-2:]) for classes in maps])
         if self.num_labels is not None:
             check_label_range(labels[labels != self.ignore_index], self.num_labels, "pixel")
         return {"pixel_values": pixel_values, "labels": labels}
@@ -98,7 +98,8 @@ def _check_shape(position: int, image: Any, classes: np.ndarray) -> None:
         )
 
 
-def _resized(classes: np.ndarray, size: Any) -> Tensor:
+def resized_map(classes: np.ndarray, size: Any) -> Tensor:
+    """A map of classes `(H, W)` at another size, each pixel that of the nearest."""
     labels = torch.from_numpy(classes)
     if tuple(labels.shape) == tuple(size):
         return labels

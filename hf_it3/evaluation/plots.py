@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..utils import import_figure
+from .answers import ClassAnswers
 from .methods import UNADAPTED
 from .metrics import risk_coverage
 from .outcomes import Outcomes
@@ -29,19 +31,13 @@ _CLEAN_COLOUR, _SHIFTED_COLOUR = _COLOURS[0], _COLOURS[1]
 _MAX_CURVE_POINTS = 500
 
 
-def import_figure() -> type[Figure]:
+def plot_class() -> type[Figure]:
     """Matplotlib's `Figure`.
 
     Raises:
         ImportError: without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            'plots need matplotlib: pip install "hf-it3[eval]", or evaluate with plots=False (--no_plots)'
-        ) from error
-    return Figure
+    return import_figure("plots, which plots=False (--no_plots) leaves out, need", "eval")
 
 
 def save_plots(results: RobustnessResults, folder: str | os.PathLike) -> list[str]:
@@ -57,7 +53,7 @@ def save_plots(results: RobustnessResults, folder: str | os.PathLike) -> list[st
     Raises:
         ImportError: without matplotlib.
     """
-    figure_class = import_figure()
+    figure_class = plot_class()
     Path(folder).mkdir(parents=True, exist_ok=True)
     paths = []
     for name, (width, height), draw in _PLOTS:
@@ -184,13 +180,14 @@ def _risk_coverage(results: RobustnessResults, axes: Axes) -> bool:
     drawn = False
     names = ("clean", "shifted")
     for side, name, colour in zip(_clean_and_shifted(results), names, (_CLEAN_COLOUR, _SHIFTED_COLOUR), strict=True):
-        flags = [right for one in side if (right := one.correct(UNADAPTED)) is not None]
-        if not flags:
+        answers = [one.methods[UNADAPTED] for one in side]
+        classes = [one for one in answers if isinstance(one, ClassAnswers)]
+        if not classes:
             continue
-        right = np.concatenate(flags)
+        right = np.concatenate([one.correct(of.label) for one, of in zip(classes, side, strict=True)])
         uncertainties = {
             "idempotence distance": np.concatenate([one.distance for one in side]),
-            "1 - confidence": 1 - np.concatenate([one.methods[UNADAPTED].confidence for one in side]),
+            "1 - confidence": 1 - np.concatenate([one.confidence for one in classes]),
         }
         for (what, uncertainty), style in zip(uncertainties.items(), ("-", ":"), strict=True):
             coverage, risk, _ = risk_coverage(uncertainty, right)

@@ -1,15 +1,18 @@
 """Results of an evaluation: figures, and where they come from."""
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..utils import installed_versions
 from .answers import Answers, ClassAnswers
 from .conditions import Condition
+from .model_index import model_index_entries
+from .plots import save_plots
 from .scores import RunOutcomes, condition_scores, overall_scores
+from .table import format_results
 
 
 FORMAT_VERSION = 1
@@ -129,29 +132,17 @@ class RobustnessResults:
 
     def table(self) -> str:
         """The headline figure in percent, a row per corruption and a column per method, as printed in the terminal."""
-        from .table import format_results
-
         return format_results(self)
 
     def save_plots(self, folder: str | os.PathLike) -> list[str]:
         """Draws all plots into a folder and returns their paths; see [`~hf_it3.evaluation.plots.save_plots`]."""
-        from .plots import save_plots
-
         return save_plots(self, folder)
 
     def model_index_entries(self, method: str | None = None) -> list[dict[str, Any]]:
         """See [`~hf_it3.evaluation.model_index_entries`]."""
-        from .model_index import model_index_entries
-
         return model_index_entries(self, method)
 
 
 def package_versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that figures may depend on."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+    return {"python": platform.python_version(), **installed_versions(_PACKAGES)}

@@ -34,7 +34,7 @@ from .inputs import (
 )
 from .methods import Method, make_methods, why_not_applicable
 from .metrics import mean_corruption_error
-from .plots import import_figure
+from .plots import plot_class
 from .processes import on_main_process, process_state
 from .published import find_published
 from .results import RobustnessResults
@@ -158,7 +158,7 @@ def evaluate_robustness(
     if output_dir is None and (resume or overwrite):
         raise ValueError("resume and overwrite need output_dir, the folder with the results")
     if output_dir is not None and plots:
-        import_figure()
+        plot_class()
     loaded = [load_model(model, image_processor, revision, dtype, device_map) for model in models]
     kind = _kind(loaded)
     if order == "class-sorted" and kind is not ClassAnswers:
@@ -254,7 +254,7 @@ def _conditions(
     loaded: list[LoadedModel], corruptions: Any, exclude: Any, severities: Any, subsets: list[str | None]
 ) -> tuple[list[Condition], dict[str, str]]:
     """The conditions, and why corruptions that were asked for are not among them."""
-    channels = [getattr(one.model.config.backbone_config, "num_channels", 3) for one in loaded]
+    channels = [one.model.config.image_channels for one in loaded]
     chosen = [parse_corruptions(corruptions, number) for number in channels]
     if any(names != chosen[0] for names in chosen):
         raise ValueError(

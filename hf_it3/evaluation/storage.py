@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..utils import write_atomically
 from .outcomes import Outcomes
 
 
@@ -96,20 +97,6 @@ class ResultsFolder:
 
     def _state_path(self, run: int, number: int) -> Path:
         return self.path / _OUTCOMES_FOLDER / f"run-{run}" / f"streams-{number:04d}.pt"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is either there as a whole or not at all, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_results(path: str | os.PathLike) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..utils import aligned
 from .conditions import Condition, is_benchmark
 from .methods import UNADAPTED
 
@@ -53,7 +54,7 @@ def _accuracies(results: "RobustnessResults", scores: Sequence[dict[str, Any]]) 
     shifted = [score for score in scores if not score["is_clean"]]
     if shifted:
         rows.append(["mean of shifted", *(_mean(results, shifted, method) for method in columns), *_aurocs(shifted)])
-    return _aligned(rows)
+    return _ruled(rows)
 
 
 def short_names(names: list[str]) -> dict[str, str]:
@@ -76,12 +77,9 @@ def _aurocs(scores: Sequence[dict[str, Any]]) -> list[str]:
     return cells
 
 
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+def _ruled(rows: list[list[str]]) -> str:
+    """A table with a rule below its head."""
+    lines = aligned(rows, numbers=True)
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
 

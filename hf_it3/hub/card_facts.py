@@ -1,6 +1,5 @@
 """Collects what a model card says of a model, of its training, and of the packages around it."""
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ..it3.configuration_it3 import CLASSIFICATION, SEGMENTATION
 from ..it3.interface_it3 import idempotent_model
 from ..it3.plain_module_it3 import ModuleConfig
 from ..it3.registration import MODELS
+from ..utils import installed_versions
 from .card_text import Markdown, code
 
 
@@ -137,15 +137,9 @@ def public_id(name: Any) -> str | None:
     return name
 
 
-def installed_versions() -> dict[str, str]:
+def versions_for_card() -> dict[str, str]:
     """Versions of the packages that a card lists."""
-    found = {}
-    for package in VERSIONED:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name, version in installed_versions(VERSIONED).items() if version is not None}
 
 
 def base_of(config: Any) -> str | None:
@@ -196,5 +190,5 @@ def _reference(config: Any) -> dict[str, str] | None:
 def _input_facts(config: Any) -> dict[str, Any]:
     size = getattr(config.backbone_config, "image_size", None) or 224
     height, width = (size, size) if isinstance(size, int) else size
-    is_grey = getattr(config.backbone_config, "num_channels", 3) == 1
+    is_grey = config.image_channels == 1
     return {"mode": "L" if is_grey else "RGB", "width": width, "height": height}

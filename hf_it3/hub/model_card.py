@@ -7,7 +7,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .card_facts import base_of, default_metric, hub_task_of, installed_versions, model_facts, public_id
+from ..utils import write_atomically
+from .card_facts import base_of, default_metric, hub_task_of, model_facts, public_id, versions_for_card
 from .card_merging import CARD_NAME, load_card, merge_cards, short_name, sign, union
 from .card_results import ConditionResult, eval_results, result_facts
 from .card_text import link_target, literal, one_line, render
@@ -46,10 +47,7 @@ def write_model_card(directory: Any, model: Any, **kwargs: Any) -> Path:
     path = directory / CARD_NAME
     if path.exists():
         card = merge_cards(load_card(path), card)
-    # Written beside the card first, so that an interruption leaves the old one.
-    unfinished = path.with_name(f".{CARD_NAME}.part")
-    card.save(unfinished)
-    unfinished.replace(path)
+    write_atomically(path, str(card).encode())
     return path
 
 
@@ -118,7 +116,7 @@ def build_model_card(
         plots=[{"file": link_target(file), "caption": caption} for file, caption in plots],
         example=None if example is None else literal(example),
         training=list((training or {}).items()),
-        versions=list((installed_versions() if versions is None else versions).items()),
+        versions=list((versions_for_card() if versions is None else versions).items()),
         **model_facts(model),
         **result_facts(results),
     )

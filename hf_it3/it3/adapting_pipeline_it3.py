@@ -18,7 +18,7 @@ from .adaptation_it3 import TestTimeAdapter
 from .configuration_it3 import CLASSIFICATION, SEGMENTATION
 from .image_processing_it3 import match_channels, to_bytes, to_mode
 from .interface_it3 import IdempotentModel, idempotent_model
-from .remote_code_it3 import is_remote_code
+from .origin_it3 import is_remote_code
 from .shell_it3 import ModelShell
 
 
@@ -212,7 +212,7 @@ class AdaptingPipeline(Pipeline):
         return {"pixel_values": inputs["pixel_values"].to(self.dtype), "image_size": _size_of(loaded)}
 
     def _load(self, image: Any, timeout: float | None) -> Any:
-        channels = getattr(self.model.config.backbone_config, "num_channels", 3)
+        channels = self.model.config.image_channels
         if isinstance(image, (np.ndarray, Tensor)):
             if isinstance(image, Tensor):
                 image = image.detach().cpu()

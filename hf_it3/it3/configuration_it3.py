@@ -15,6 +15,7 @@ from .adaptation_config_it3 import AdaptationConfig, check_known_fields, describ
 from .config_checks_it3 import check_values
 from .configuration_cnn_it3 import IT3CNNConfig
 from .distances_it3 import DISTANCES
+from .origin_it3 import is_remote_code
 from .plain_module_it3 import ModuleConfig
 
 
@@ -145,7 +146,7 @@ class IT3Config(PreTrainedConfig):
         super().__post_init__(**kwargs)
         # Where a repository carries code, these refer to it, and everybody who loads the model would have to trust it,
         # or take it along when saving. With this package imported nobody needs it.
-        if not type(self).__module__.startswith("transformers_modules"):
+        if not is_remote_code(self):
             for name in ("custom_pipelines", "auto_map"):
                 vars(self).pop(name, None)
         self.sync_backbone_labels()
@@ -210,6 +211,11 @@ class IT3Config(PreTrainedConfig):
 
     def _error(self, name: str, requirement: str) -> ValueError:
         return ValueError(f"IT3Config.{name} {requirement}, got {getattr(self, name)!r}")
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images that the backbone takes: 3 where its configuration does not say it."""
+        return getattr(self.backbone_config, "num_channels", 3)
 
     @classmethod
     def get_config_dict(

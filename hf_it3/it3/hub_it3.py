@@ -8,14 +8,15 @@ from typing import Any, TypeVar
 from .backbones_it3 import check_rebuildable
 from .interface_it3 import IdempotentModel
 from .loading_it3 import load
+from .origin_it3 import is_remote_code
 from .plain_module_it3 import ModuleConfig
-from .remote_code_it3 import is_remote_code, write_code
+from .remote_code_it3 import write_code
 
 
-_Model = TypeVar("_Model", bound="HubMixin")
+_Model = TypeVar("_Model", bound="HubModel")
 
 
-class HubMixin(IdempotentModel):
+class HubModel(IdempotentModel):
     """What [`IT3ForImageClassification`] adds to loading, saving and pushing of `PreTrainedModel`."""
 
     @classmethod

@@ -8,6 +8,8 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
+from .origin_it3 import is_remote_code
+
 
 class IT3ImageProcessorKwargs(ImagesKwargs, total=False):
     """Arguments of [`IT3ImageProcessor`] beyond the usual ones.
@@ -61,7 +63,7 @@ class IT3ImageProcessor(PilBackend):
     do_normalize = True
 
     def __init__(self, **kwargs: Any):
-        if not type(self).__module__.startswith("transformers_modules"):
+        if not is_remote_code(self):
             kwargs.pop("auto_map", None)  # refers to code in a repository, which is not needed here
         super().__init__(**kwargs)
 

@@ -23,7 +23,7 @@ from .backbones_it3 import (
 )
 from .batchnorm_it3 import split_batch_norms
 from .configuration_it3 import CLASSIFICATION, IT3Config
-from .hub_it3 import HubMixin
+from .hub_it3 import HubModel
 from .injection_it3 import (
     CheckpointInSamePass,
     ForwardPass,
@@ -86,7 +86,7 @@ def not_a_label(name: str) -> Callable[[Callable], Callable]:
     return hide
 
 
-class IT3PreTrainedModel(HubMixin, PreTrainedModel):
+class IT3PreTrainedModel(HubModel, PreTrainedModel):
     """What idempotent models of every task have in common: a backbone, an embedder, and the passes through both.
 
     Args:

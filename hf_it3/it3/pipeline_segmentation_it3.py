@@ -81,5 +81,13 @@ class IT3SegmentationPipeline(AdaptingPipeline):
         return segments
 
 
+def class_map(segments: list[dict[str, Any]], label2id: dict[str, int]) -> np.ndarray:
+    """The class index of each pixel, an array `(H, W)` of int64, from what the pipeline answers for an image."""
+    classes = np.zeros(np.shape(segments[0]["mask"]), np.int64)
+    for segment in segments:
+        classes[np.asarray(segment["mask"]) > 0] = label2id[segment["label"]]
+    return classes
+
+
 def _mask(where: np.ndarray) -> Image.Image:
     return Image.fromarray(where.astype(np.uint8) * 255)

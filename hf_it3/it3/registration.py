@@ -11,7 +11,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_cnn_it3 import IT3CNNConfig
-from .configuration_it3 import SEGMENTATION, IT3Config
+from .configuration_it3 import CLASSIFICATION, SEGMENTATION, IT3Config
 from .image_processing_it3 import IT3ImageProcessor
 from .loading_it3 import of_hub
 from .modeling_cnn_it3 import IT3CNNForImageClassification
@@ -47,7 +47,7 @@ def load_model(name: Any, **kwargs: Any) -> Any:
         OSError, ValueError: as `from_pretrained`.
     """
     saved, _ = IT3Config.get_config_dict(name, **of_hub(kwargs))
-    return MODELS.get(saved.get("task"), IT3ForImageClassification).from_pretrained(name, **kwargs)
+    return MODELS.get(saved.get("task", CLASSIFICATION), IT3ForImageClassification).from_pretrained(name, **kwargs)
 
 
 def pipeline_task(name: Any, **kwargs: Any) -> str:
@@ -62,6 +62,11 @@ def pipeline_task(name: Any, **kwargs: Any) -> str:
     """
     saved, _ = IT3Config.get_config_dict(name, **of_hub(kwargs))
     return SEGMENTATION_TASK if saved.get("task") == SEGMENTATION else TASK
+
+
+def pipeline_of(model: Any) -> Any:
+    """The class of the pipeline that answers with a model."""
+    return PIPELINES[SEGMENTATION_TASK if model.config.task == SEGMENTATION else TASK][0]
 
 
 def register() -> None:

@@ -39,11 +39,6 @@ def custom_pipelines(task: str) -> dict[str, dict[str, Any]]:
     return {name: {"impl": pipeline_class, "pt": [_AUTO_CLASSES[task][0]], "type": "image"}}
 
 
-def is_remote_code(thing: Any) -> bool:
-    """Whether an object's class was loaded out of a model repository, not from the installed package."""
-    return type(thing).__module__.startswith("transformers_modules.")
-
-
 def travelling_files() -> list[Path]:
     """The modules that a model needs, this one included.
 

@@ -28,6 +28,8 @@ def small_segformer(num_channels: int = 1, image_size: int = 32, **kwargs: Any) 
     ```
     """
     defaults: dict[str, Any] = {
+        "num_channels": num_channels,
+        "image_size": image_size,
         "depths": [1, 1, 1, 1],
         "hidden_sizes": [16, 32, 48, 64],
         "num_attention_heads": [1, 2, 3, 4],
@@ -37,4 +39,4 @@ def small_segformer(num_channels: int = 1, image_size: int = 32, **kwargs: Any) 
         # So few layers learn from random weights only where these are not small.
         "initializer_range": 0.1,
     }
-    return SegformerConfig(num_channels=num_channels, image_size=image_size, **{**defaults, **kwargs})
+    return SegformerConfig(**{**defaults, **kwargs})

@@ -27,7 +27,7 @@ from .trainer_defaults import (
     with_defaults,
     with_our_arguments,
 )
-from .trainer_hub import TrainerHubMixin
+from .trainer_hub import PushingTrainer
 from .training_arguments import IT3TrainingArguments
 from .two_passes import TwoPassTrainer
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-class IT3Trainer(TrainerHubMixin, TwoPassTrainer):
+class IT3Trainer(PushingTrainer, TwoPassTrainer):
     """Trains an idempotent model: the loss of `f(x)` plus the weighted loss of `f(x, y)`.
 
     Everything that `Trainer` does works unchanged, because one forward pass of the model holds both. Data sets with an

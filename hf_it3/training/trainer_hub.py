@@ -14,7 +14,7 @@ from ..utils import load_room
 logger = logging.get_logger(__name__)
 
 
-class TrainerHubMixin(Trainer):
+class PushingTrainer(Trainer):
     """What [`IT3Trainer`] adds to the model card and the push of `Trainer`."""
 
     hub_model_id: Any  # transformers declares its first value, None, and no type

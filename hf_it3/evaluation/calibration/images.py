@@ -32,7 +32,7 @@ def calibration_conditions(model: IdempotentModel, corruptions: Any, severity: i
             f"calibration chooses settings by accuracy, for models of one class per image, and {type(model).__name__} "
             f"is measured by {kind.noun}; compare settings of your own with evaluate_robustness(methods={{...}})"
         )
-    channels = getattr(model.config.backbone_config, "num_channels", 3)
+    channels = model.config.image_channels
     if channels not in DEFAULT_CORRUPTIONS:
         raise ValueError(
             f"the model takes images of {channels} channels; corruptions, which calibration needs, are for 1 or 3"

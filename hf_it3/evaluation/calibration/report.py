@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ...it3.adaptation_config_it3 import AdaptationConfig
 from ...it3.configuration_it3 import IT3Config
-from ...utils import new_figure
+from ...utils import aligned, new_figure, write_atomically
 from ..conditions import CLEAN
-from ..storage import write_atomically
 
 
 if TYPE_CHECKING:
@@ -202,7 +201,7 @@ class CalibrationResult:
                 [trial.stage, str(trial.num_images), clean, mean.strip(), describe_changes(trial.settings, self.own)]
             )
         tried = f"Tried on {self.baseline.num_images} others"
-        return "\n".join([head, *_aligned(rows), "", tried, *_aligned(grid), "", self.verdict()])
+        return "\n".join([head, *_ruled(rows), "", tried, *_ruled(grid), "", self.verdict()])
 
     def __repr__(self) -> str:
         return self.table()
@@ -293,7 +292,7 @@ def _percent(fraction: float) -> str:
     return "" if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def _ruled(rows: list[list[str]]) -> list[str]:
+    """Lines of a table, with a rule below the first."""
+    lines = aligned(rows)
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...utils import import_figure
 from .corruption import SEVERITIES
 from .registry import corrupt, get_corruption, list_corruptions
 
@@ -43,10 +44,7 @@ def corruption_gallery(
         ValueError: if images or names is empty, or suite, names, images or severities are not as `corrupt` takes them.
         ImportError: without matplotlib, which the extra `eval` installs.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("corruption_gallery needs matplotlib; install it with `pip install hf-it3[eval]`") from error
+    figure_class = import_figure("corruption_gallery needs", "eval")
     known = list_corruptions(suite)
     if len(images) == 0:
         raise ValueError("images is empty; pass at least one image to draw")
@@ -67,7 +65,7 @@ def corruption_gallery(
             ("", [corrupt(image[None], corruption, 1, seed, [row]) for corruption in corruptions])
             for row, image in enumerate(images)
         ]
-    return _contact_sheet(Figure, headings, rows, cell_inches)
+    return _contact_sheet(figure_class, headings, rows, cell_inches)
 
 
 def _contact_sheet(
