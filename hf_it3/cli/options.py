@@ -34,7 +34,7 @@ def _named_sources(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     for option in _SOURCES:
         given: Any = getattr(arguments, option, None)
         for name in given if isinstance(given, list) else [given]:
-            if isinstance(name, str):
+            if isinstance(name, str) and name:
                 yield option.removesuffix("s"), name
 
 

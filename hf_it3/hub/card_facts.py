@@ -43,7 +43,7 @@ _TASKS: dict[str, dict[str, str]] = {
         "kind": "An image classifier",
         "doing": "Classifying images into",
         "variable": "classifier",
-        "top_k": "top_k=1, ",
+        "top_k": "yes",
     },
     SEGMENTATION: {
         "hub_task": "image-segmentation",
