@@ -9,11 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 
 def load_room(name: str) -> ModuleType:
@@ -95,7 +94,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     return figure, list(axes.flat)
 
 
-def plot_images(rows: Sequence[tuple[str, Tensor]]) -> "Figure":
+def plot_images(rows: Sequence[tuple[str, "Tensor"]]) -> "Figure":
     """Images in rows, each row with its title.
 
     Args:

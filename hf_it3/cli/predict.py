@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .options import add_shared, check_task, positive
 
 
@@ -104,6 +102,8 @@ class _Maps:
         self.settings: dict[str, Any] = {}
 
     def keep(self, segments: Any, config: Any) -> Any:
+        import numpy as np
+
         from ..it3.pipeline_segmentation_it3 import class_map
 
         if self.output is not None:

@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from .adaptation_config_it3 import AdaptationConfig, check_known_fields, describe_callable, resolve_adaptation
 from .config_checks_it3 import check_values
 from .configuration_cnn_it3 import IT3CNNConfig
-from .distances_it3 import DISTANCES
+from .distances_it3 import DISTANCES, distances_for
 from .origin_it3 import is_remote_code
 from .plain_module_it3 import ModuleConfig
 
@@ -151,7 +151,7 @@ class IT3Config(PreTrainedConfig):
                 vars(self).pop(name, None)
         self.sync_backbone_labels()
         if self.distance is None:
-            self.distance = "mse" if self.problem_type == "regression" else "neg_dot"
+            self.distance = distances_for(self.problem_type)[0]
         self._validate()
 
     def _inherit_labels(self, kwargs: dict[str, Any]) -> None:
@@ -189,8 +189,11 @@ class IT3Config(PreTrainedConfig):
             raise self._error("combine", f"must be one of {', '.join(map(repr, COMBINES))} or a callable")
         if not callable(self.distance) and self.distance not in DISTANCES:
             raise self._error("distance", f"must be one of {', '.join(map(repr, DISTANCES))} or a callable")
-        if self.problem_type == "regression" and not callable(self.distance) and self.distance != "mse":
-            raise self._error("distance", "must be 'mse' or a callable in regression, whose predictions are unbounded")
+        suitable = distances_for(self.problem_type)
+        if not callable(self.distance) and self.distance not in suitable:
+            names = " or ".join(map(repr, suitable))
+            requirement = f"must be {names} or a callable in {self.problem_type}, whose predictions are unbounded"
+            raise self._error("distance", requirement)
         if self.task not in TASKS:
             raise self._error("task", f"must be one of {', '.join(map(repr, TASKS))}")
         weight = self.idempotence_weight

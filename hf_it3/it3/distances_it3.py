@@ -1,4 +1,4 @@
-"""The distances D(y1, y0) by name. To add one, add a function to the table at the end."""
+"""The distances D(y1, y0) by name. To add one, add a function to the table near the end."""
 
 from collections.abc import Callable
 
@@ -49,3 +49,10 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": _cross_entropy,
     "entropy": _entropy_of_first,
 }
+# Of numbers: bounded below, whatever the size of the predictions; the others compare distributions.
+_OF_NUMBERS = ("mse",)
+
+
+def distances_for(problem_type: str | None) -> tuple[str, ...]:
+    """The distances that compare predictions of a problem type, the default first."""
+    return _OF_NUMBERS if problem_type == "regression" else tuple(DISTANCES)

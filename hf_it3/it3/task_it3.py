@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_it3 import SEGMENTATION, IT3Config
-from .distances_it3 import DISTANCES, entropy, log
+from .distances_it3 import distances_for, entropy, log
 
 
 # How far a stream's predictions may move away from the unadapted ones: the share of the largest class by so much, the
@@ -73,7 +73,7 @@ class Task:
 
     name: str
     # The distances D(y1, y0) that compare this task's predictions.
-    distances: tuple[str, ...] = tuple(DISTANCES)
+    distances: tuple[str, ...] = distances_for(None)
     # Whether a distance takes each label as a distribution of its own over yes and no.
     per_label = False
     # Dimensions of a batch of class indices; 0 where labels are none.
@@ -259,7 +259,7 @@ class Regression(Task):
     """
 
     name = "regression"
-    distances = ("mse",)  # bounded below, whatever the size of the predictions; the others compare distributions
+    distances = distances_for(name)
     standardises = True
 
     def _standardisation(self, like: Tensor) -> tuple[Tensor, Tensor]:
