@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.optim import SGD
 from untouched import untouched
 
 from hf_it3 import AdaptationConfig, IT3ForImageClassification, TestTimeAdapter
@@ -42,6 +43,13 @@ class TestNamedSettings:
             ("batch", "gate_window", 64),
             ("image", "gate_window", 64),
             ("batch", "collapse_guard", True),
+            ("image", "max_class_share", 0.5),
+            ("batch", "chunk_size", 4),
+            ("stream", "vectorize", True),
+            ("average", "learning_rate", 0.1),
+            ("average", "parameters", "bias"),
+            ("average", "max_grad_norm", 1.0),
+            ("average", "gate", 3.0),
         ],
     )
     def test_what_cannot_act_in_a_scope_is_refused(self, model, shifted_images, scope, name, value):
@@ -50,6 +58,37 @@ class TestNamedSettings:
             TestTimeAdapter(model, scope=scope, **{name: value})
         with pytest.raises(ValueError, match=message):
             model.adapt(shifted_images[:1], scope=scope, **{name: value})
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"ema_decay": 0.5}, "ema_decay=0.5 does nothing here: it acts with anchor='ema'"),
+            ({"prior_count": 4}, "prior_count=4 does nothing here: it acts with norm_statistics='mixed'"),
+            (
+                {"norm_statistics": "batch"},
+                "norm_statistics='batch' does nothing here: it acts on layers of BatchNorm",
+            ),
+            ({"optimizer": SGD, "learning_rate": 0.2}, "learning_rate=0.2 does nothing here: it acts on optimizers"),
+        ],
+    )
+    def test_what_another_setting_or_the_model_rules_out_is_told(self, model, shifted_images, caplog, values, message):
+        model.adapt(shifted_images, **values)
+        assert message in caplog.text
+
+    def test_a_number_of_zero_rules_nothing_out(self, model, shifted_images):
+        model.adapt(shifted_images, num_steps=0, learning_rate=0.1, max_grad_norm=1.0)
+        model.adapt(shifted_images, scope="average", augmentation_steps=0, learning_rate=0.1, gate=3.0)
+        model.adapt(shifted_images, diversity_weight=0.0, max_class_share=0.5, num_steps=1)
+        model.adapt(shifted_images, augmentation_steps=1, chunk_size=2, vectorize=True, num_steps=1)
+
+    def test_one_call_is_one_batch(self, model, shifted_images):
+        with pytest.raises(ValueError, match="batch_size=4 cannot act: the images of one call adapt together"):
+            model.adapt(shifted_images, batch_size=4)
+
+    def test_the_statistics_of_a_method_that_has_none_to_choose_count_as_no_adaptation(self, model, shifted_images):
+        output = TestTimeAdapter(model, AdaptationConfig.preset("statistics"))(shifted_images)
+        assert not output.adapted.any()
+        assert torch.equal(output.logits, output.initial_logits)
 
     def test_settings_that_come_with_the_model_are_not_named(self, model):
         model.config.adaptation = AdaptationConfig(num_steps=3, augmentations=4, gate_window=64)

@@ -194,33 +194,6 @@ class AdaptationConfig:
         has_nothing_to_average = self.single_image == "average" and self.augmentations < 2
         return "batch" if has_nothing_to_average else self.single_image
 
-    def check_named(self, named: Iterable[str]) -> "AdaptationConfig":
-        """The settings themselves, after checking that fields which a caller named can act beside the others.
-
-        Raises:
-            ValueError: for a named field that asks for something which the scope rules out.
-        """
-        shares = self.scope in ("batch", "stream")
-        averages = self.scope == "average" or (self.scope == "batch" and self.single_image == "average")
-        # Of settings that do nothing in some scopes: whether they ask for something, whether they can act, and where.
-        uses: dict[str, tuple[Any, bool, str]] = {
-            "num_steps": (self.num_steps, self.scope != "average", "elsewhere, see augmentation_steps"),
-            "diversity_weight": (self.diversity_weight, shares, "where images share weights"),
-            "augmentations": (self.augmentations > 1, averages, "in scope 'average'"),
-            "augmentation_steps": (self.augmentation_steps, averages, "in scope 'average'"),
-            "single_image": (True, self.scope == "batch", "in scope 'batch'"),
-            "gate_window": (True, self.scope == "stream", "in scope 'stream'"),
-            "collapse_guard": (self.collapse_guard, self.scope == "stream", "in scope 'stream'"),
-        }
-        for name in named:
-            asked, acts, where = uses.get(name, (False, True, ""))
-            if asked and not acts:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} cannot act in scope {self.scope!r}: it acts {where}; leave it "
-                    "out, or choose another scope"
-                )
-        return self
-
     def replace(self, **overrides: Any) -> "AdaptationConfig":
         """A copy with some fields changed; unknown names raise a ValueError with the closest known one."""
         return dataclasses.replace(self, **overrides)

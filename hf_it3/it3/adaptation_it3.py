@@ -15,6 +15,7 @@ from .adaptation_config_it3 import AdaptationConfig, resolve_adaptation
 from .augmentation_it3 import Augmentation
 from .backbone_defaults_it3 import resolve_defaults
 from .interface_it3 import IdempotentModel, idempotent_model
+from .named_settings_it3 import check_named
 from .objective_it3 import IdempotenceDistance, Objective
 from .per_image_it3 import ImageAdaptation
 from .shell_it3 import ModelShell, gradients_allowed, unchanged_context
@@ -61,7 +62,8 @@ class TestTimeAdapter:
         overrides: single fields that differ from `config`.
 
     Raises:
-        ValueError: for unknown or invalid settings, and for offloaded weights.
+        ValueError: for unknown or invalid settings, for overrides that cannot act beside the others, and for offloaded
+            weights.
 
     One adapter may be called from several threads, which then take turns; several adapters of one model run side by
     side. A stream whose call raises or is interrupted keeps the steps taken until then; a saved
@@ -86,8 +88,10 @@ class TestTimeAdapter:
     def __init__(self, model: nn.Module, config: AdaptationConfig | dict[str, Any] | None = None, **overrides: Any):
         self.model = idempotent_model(model)
         config = self.model.config.adaptation if config is None else config
-        settings = resolve_adaptation(config, "config").replace(**overrides).check_named(overrides)
-        self._configure(resolve_defaults(settings, self.model))
+        settings = resolve_adaptation(config, "config").replace(**overrides)
+        resolved = resolve_defaults(settings, self.model)
+        check_named(settings, resolved, overrides)
+        self._configure(resolved)
 
     def _configure(self, config: AdaptationConfig) -> None:
         self.config = config

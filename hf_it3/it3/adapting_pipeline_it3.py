@@ -15,9 +15,11 @@ from transformers.pipelines import Pipeline
 
 from .adaptation_config_it3 import AdaptationConfig
 from .adaptation_it3 import TestTimeAdapter
+from .backbone_defaults_it3 import resolve_defaults
 from .configuration_it3 import CLASSIFICATION, SEGMENTATION
 from .image_processing_it3 import match_channels, to_bytes, to_mode
 from .interface_it3 import IdempotentModel, idempotent_model
+from .named_settings_it3 import check_named
 from .origin_it3 import is_remote_code
 from .shell_it3 import ModelShell
 
@@ -123,7 +125,8 @@ class AdaptingPipeline(Pipeline):
         if overrides:
             # Also checks the names and values, before any image is read.
             merged = {**getattr(self, "_forward_params", {}).get("overrides", {}), **overrides}
-            self.model.config.adaptation.replace(**merged).check_named(overrides)
+            settings = self.model.config.adaptation.replace(**merged)
+            check_named(settings, resolve_defaults(settings, self.model), overrides)
             forward["overrides"] = merged
         additions = {
             "return_idempotence": return_idempotence,

@@ -29,8 +29,10 @@ def resolve_defaults(config: AdaptationConfig, model: nn.Module) -> AdaptationCo
     """A copy of the settings in which nothing is left open for this model: neither `None` nor `"auto"`."""
     kind = backbone_kind(model)
     resolved = {name: value for name, value in BACKBONE_DEFAULTS[kind].items() if getattr(config, name) is None}
-    if config.norm_statistics == "auto":
-        resolved["norm_statistics"] = "mixed" if kind == "batch_norm" else "source"
+    if kind != "batch_norm":
+        resolved["norm_statistics"] = "source"  # there are no others
+    elif config.norm_statistics == "auto":
+        resolved["norm_statistics"] = "mixed"
     if config.anchor is None:
         resolved["anchor"] = config.effective_anchor
     return config.replace(**resolved)

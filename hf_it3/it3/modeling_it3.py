@@ -323,8 +323,14 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
             overrides: fields of [`AdaptationConfig`] that differ from `config.adaptation` in this call.
 
         Raises:
-            ValueError: for unknown fields, and for scope `"stream"`, which needs a [`TestTimeAdapter`] to live in.
+            ValueError: for unknown fields, fields that cannot act beside the others, and scope `"stream"`, which needs
+                a [`TestTimeAdapter`] to live in.
         """
+        if "batch_size" in overrides:
+            raise ValueError(
+                f"batch_size={overrides['batch_size']!r} cannot act: the images of one call adapt together; split "
+                "them yourself, or use a pipeline, which does"
+            )
         adapter = TestTimeAdapter(self, **overrides)
         if adapter.config.scope == "stream":
             raise ValueError(
