@@ -67,6 +67,21 @@ def test_so_is_one_of_the_backbone(load_with, content, field, value):
         load_with(content)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [*(("distance", value) for value in ([], {}, ["a"])), ("injection_channels", 10**9), ("combine", [])],
+)
+def test_settings_of_ours_are_named_too(load_with, content, field, value):
+    with pytest.raises(ValueError, match=rf"IT3Config\.{field} must be .*, got {re.escape(repr(value))}$"):
+        load_with({**content, field: value})
+
+
+def test_json_that_is_nested_too_deeply_is_refused(saved, tmp_path):
+    (tmp_path / "config.json").write_text("[" * 5000 + "]" * 5000)
+    with pytest.raises(ValueError, match=r"config\.json is nested too deeply"):
+        IT3ForImageClassification.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["x", None, 3, True, ["a"]])
 def test_json_that_is_no_object_is_refused(load_with, content):
     with pytest.raises(ValueError, match=r"config\.json must be a mapping \(a JSON object\)"):
@@ -93,6 +108,12 @@ def test_nor_wrapped(tmp_path, content):
 def test_sizes_of_the_tutorials_network_are_checked(value):
     with pytest.raises(ValueError, match=r"IT3CNNConfig\.conv_channels must be two positive integers"):
         IT3CNNConfig(conv_channels=value)
+
+
+@pytest.mark.parametrize("name", ["num_channels", "image_size", "hidden_size"])
+def test_so_is_what_would_take_gigabytes(name):
+    with pytest.raises(ValueError, match=rf"IT3CNNConfig describes a layer of more than .*{name}=1000000000"):
+        IT3CNNConfig(**{name: 10**9})
 
 
 @pytest.mark.parametrize("reference", ["abc", {"name_or_path": 3, "revision": "a"}, {"name_or_path": "a/b"}])

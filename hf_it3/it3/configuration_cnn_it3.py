@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedConfig
 
 
+# Wider layers than this would take gigabytes; the configuration may be a stranger's.
+MAX_WIDTH = 1_000_000
+
+
 class IT3CNNConfig(PreTrainedConfig):
     """Configuration of [`IT3CNNForImageClassification`].
 
@@ -52,6 +56,12 @@ class IT3CNNConfig(PreTrainedConfig):
                 f"IT3CNNConfig.image_size={self.image_size} is too small for two "
                 f"{self.kernel_size}x{self.kernel_size} convolutions with 2x2 pooling; "
                 "use at least 16 pixels with the default kernel"
+            )
+        if max(self.num_channels, *channels, self.hidden_size, self.flattened_size) > MAX_WIDTH:
+            raise ValueError(
+                f"IT3CNNConfig describes a layer of more than {MAX_WIDTH} values per image or pixel: num_channels="
+                f"{self.num_channels}, conv_channels={channels!r}, hidden_size={self.hidden_size}, image_size="
+                f"{self.image_size}; wrap another network for large images"
             )
         if self.id2label is None:
             kwargs.setdefault("num_labels", 10)

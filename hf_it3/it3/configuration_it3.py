@@ -21,6 +21,8 @@ from .plain_module_it3 import ModuleConfig
 
 NEUTRAL_SIGNALS = ("none", "zeros", "uniform")
 COMBINES = ("add", "multiply")
+# More channels than any stem has, whose embedder would take gigabytes.
+MAX_CHANNELS = 16_384
 CLASSIFICATION = "image-classification"
 SEGMENTATION = "semantic-segmentation"
 TASKS = (CLASSIFICATION, SEGMENTATION)
@@ -187,7 +189,7 @@ class IT3Config(PreTrainedConfig):
             raise self._error("neutral_signal", f"must be one of {', '.join(map(repr, NEUTRAL_SIGNALS))}")
         if not callable(self.combine) and self.combine not in COMBINES:
             raise self._error("combine", f"must be one of {', '.join(map(repr, COMBINES))} or a callable")
-        if not callable(self.distance) and self.distance not in DISTANCES:
+        if not (callable(self.distance) or (isinstance(self.distance, str) and self.distance in DISTANCES)):
             raise self._error("distance", f"must be one of {', '.join(map(repr, DISTANCES))} or a callable")
         suitable = distances_for(self.problem_type)
         if not callable(self.distance) and self.distance not in suitable:
@@ -202,8 +204,9 @@ class IT3Config(PreTrainedConfig):
         if self.injection_layer is not None and not isinstance(self.injection_layer, str):
             raise self._error("injection_layer", "must be the name of a module of the backbone")
         channels = self.injection_channels
-        if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
-            raise self._error("injection_channels", "must be a positive integer")
+        is_count = isinstance(channels, int) and not isinstance(channels, bool) and 1 <= channels <= MAX_CHANNELS
+        if channels is not None and not is_count:
+            raise self._error("injection_channels", f"must be a positive integer of at most {MAX_CHANNELS}")
         reference = self.reference_distance
         if reference is not None and not {"mean", "std"} <= set(reference):
             raise self._error("reference_distance", "must have the keys 'mean' and 'std'")
@@ -230,6 +233,8 @@ class IT3Config(PreTrainedConfig):
             values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         except (AttributeError, TypeError) as error:
             raise ValueError(f"{file} must be a mapping (a JSON object): {error}") from error
+        except RecursionError as error:
+            raise ValueError(f"{file} is nested too deeply to be a configuration") from error
         check_values(values, f"{file}: ")
         return values, unused
 
