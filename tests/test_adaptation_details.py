@@ -148,6 +148,14 @@ class TestLimits:
         reason = guard.verdict(predictions, predictions, guard.mean + deviations * spread)
         assert (reason is not None) is runs_away
 
+    @pytest.mark.parametrize(("count", "runs_away"), [(9, False), (10, True)])
+    def test_ten_losses_are_needed_to_judge_by(self, count, runs_away):
+        guard = CollapseGuard(task_of(None), 8)
+        predictions = torch.eye(4)
+        for _ in range(count):
+            assert guard.verdict(predictions, predictions, 0.0) is None
+        assert (guard.verdict(predictions, predictions, 1.0) is not None) is runs_away
+
 
 def test_the_reference_is_that_of_a_model_in_eval_mode(batch_norm_model, train_rows, tmp_path):
     arguments = IT3TrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, save_strategy="no")
