@@ -68,13 +68,12 @@ class Objective:
     distance: IdempotenceDistance
     diversity_weight: float
 
-    def __call__(self, y1: Tensor, y0: Tensor, with_diversity: bool) -> tuple[Tensor, Tensor]:
-        """The objective, a scalar, and the distances `(B,)`, for predictions `(B, num_labels, ...)`."""
-        distances = self.distance(y1, y0)
+    def __call__(self, distances: Tensor, y0: Tensor, with_diversity: bool) -> Tensor:
+        """The objective, a scalar, for distances `(B,)` and first predictions `(B, num_labels, ...)`."""
         loss = distances.mean()
         if with_diversity:
             loss = loss - self.diversity_weight * self.task.spread(y0)
-        return loss, distances
+        return loss
 
 
 @torch.no_grad()

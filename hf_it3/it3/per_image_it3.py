@@ -9,7 +9,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from .adaptation_config_it3 import AdaptationConfig
 from .augmentation_it3 import Augmentation
 from .objective_it3 import Objective, move_average
-from .optimizers_it3 import forget_history, make_optimizer
+from .optimizers_it3 import forget_history, make_optimizer, take_step
 from .shell_it3 import ModelShell, laid_out_as
 from .steps_it3 import Passes, SharedAdaptation, test_statistics
 
@@ -147,7 +147,8 @@ class ImageAdaptation:
             y1 = self.task.predict(self._forward(parameters, views, y0))
         elif y1 is None:
             y1 = self.task.predict(self._forward(anchor, views, y0.detach())).detach()
-        loss, distances = self.objective(y1, y0, with_diversity=False)
+        distances = self.objective.distance(y1, y0)
+        loss = self.objective(distances, y0, with_diversity=False)
         return loss, tuple(value.detach() for value in (logits, y0, y1, distances))
 
     def _run_vectorized(self, views: Tensor, y1: Tensor | None) -> tuple[Tensor, Tensor, Passes]:
@@ -237,8 +238,4 @@ class WeightCopies:
             norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in laid_out]).norm(dim=0)
             factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
             laid_out = [gradient * factors.view(-1, *[1] * (gradient.ndim - 1)) for gradient in laid_out]
-        for value, gradient in zip(self.values, laid_out, strict=True):
-            value.grad = gradient
-        self.optimizer.step()
-        for value in self.values:
-            value.grad = None
+        take_step(self.optimizer, self.values, laid_out)

@@ -4,7 +4,7 @@ import contextvars
 import copy
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -200,10 +200,10 @@ class ModelShell:
             torch._foreach_copy_(targets, values)
 
     @torch.no_grad()
-    def set_gradients(self, gradients: tuple[Tensor | None, ...]) -> None:
-        """Stores gradients for the optimizer, which works on `masters`."""
-        for master, gradient in zip(self.masters, gradients, strict=True):
-            master.grad = None if gradient is None else laid_out_as(gradient, master)
+    def laid_out(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of the parameters for the optimizer, which works on `masters`."""
+        pairs = zip(gradients, self.masters, strict=True)
+        return [None if gradient is None else laid_out_as(gradient, master) for gradient, master in pairs]
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .adaptation_config_it3 import AdaptationConfig
 from .batchnorm_it3 import norm_statistics
 from .objective_it3 import Objective, move_average
-from .optimizers_it3 import forget_history, lay_out_history, make_optimizer
+from .optimizers_it3 import forget_history, lay_out_history, make_optimizer, take_step
 from .shell_it3 import ModelShell
 
 
@@ -153,15 +153,15 @@ class SharedAdaptation:
         with test_statistics(self.config):
             for step in range((self.config.num_steps or 0) if num_steps is None else num_steps):
                 if step == 0 and first is not None and first.has_graph and self.can_start_from_first:
-                    y0, y1 = first.y0, first.y1
+                    y0, distances = first.y0, first.distances
                 else:
                     y0 = self.task.predict(self.shell(images))
                     if frozen_y1 is None and self.config.anchor == "frozen":
                         frozen_y1 = self._frozen_prediction(images, y0)
-                    y1 = self._second_prediction(images, y0, frozen_y1)
+                    distances = self.objective.distance(self._second_prediction(images, y0, frozen_y1), y0)
                 if step == 0:
                     with_diversity = may_diversify and self._wants_diversity(y0.detach())
-                loss, _ = self.objective(y1, y0, with_diversity)
+                loss = self.objective(distances, y0, with_diversity)
                 losses.append(loss.item())
                 if not (math.isfinite(losses[-1]) and self._step(loss, optimizer)):
                     return torch.full_like(y0.detach(), float("nan")), images.new_tensor(losses, dtype=y0.dtype)
@@ -193,8 +193,7 @@ class SharedAdaptation:
 
     def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> bool:
         """One optimizer step; without effect, and False, if a gradient that has to be looked at is not finite."""
-        gradients = torch.autograd.grad(loss, self.shell.parameters, allow_unused=True)
-        self.shell.set_gradients(gradients)
+        gradients = self.shell.laid_out(torch.autograd.grad(loss, self.shell.parameters, allow_unused=True))
         max_norm = self.config.max_grad_norm
         # A bad step shows in the answers and is forgotten with the batch, but a stream would have to live with it.
         if max_norm is not None or self.config.scope == "stream":
@@ -202,8 +201,9 @@ class SharedAdaptation:
             if not norm.isfinite():
                 return False
             if max_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.shell.masters, max_norm, norm)
-        optimizer.step()
+                factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+                gradients = [None if gradient is None else gradient * factor for gradient in gradients]
+        take_step(optimizer, self.shell.masters, gradients)
         self.shell.after_step()
         if self.anchor_shell is not None:
             move_average(self.anchor_shell.masters, self.shell.masters, self.config.ema_decay)
