@@ -82,7 +82,8 @@ def __dir__() -> list[str]:
 
 def _only_explains() -> bool:
     """Whether this process is `hf-it3 --help`, which should not wait for torch and transformers."""
-    return Path(sys.argv[0]).stem == "hf-it3" and not {"-h", "--help", "--version"}.isdisjoint(sys.argv)
+    is_command = Path(sys.argv[0]).stem == "hf-it3" or "hf_it3.cli" in sys.orig_argv
+    return is_command and not {"-h", "--help", "--version"}.isdisjoint(sys.argv)
 
 
 if not _only_explains():

@@ -173,6 +173,15 @@ def test_help_waits_for_no_other_package(arguments):
     subprocess.run([sys.executable, "-c", HELP.format(arguments=arguments)], check=True, capture_output=True)
 
 
+def test_help_of_the_module_waits_for_no_other_package_either():
+    command = [sys.executable, "-X", "importtime", "-m", "hf_it3.cli", "predict", "--help"]
+    process = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "usage: hf-it3 predict" in process.stdout
+    imported = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
+    assert "hf_it3.version" in imported
+    assert not {"torch", "transformers", "datasets", "numpy"} & imported
+
+
 def test_options_may_be_written_with_dashes(failing, monkeypatch):
     given = []
     failing(None)
