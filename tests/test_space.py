@@ -149,6 +149,8 @@ def test_the_page_fits_its_width_in_light_and_dark_and_the_answer_stands_under_t
             soon(page.locator("#batch .caption-label")).to_have_count(32)
             right = "all => Math.max(...all.map(one => one.getBoundingClientRect().right))"
             assert page.locator("#batch .caption-label").evaluate_all(right) <= width, "images are cut off"
+            cut = "all => all.filter(one => one.scrollWidth > one.clientWidth).map(one => one.textContent)"
+            assert page.locator("#batch .caption-label").evaluate_all(cut) == []
             colour = page.evaluate("getComputedStyle(document.querySelector('.it3 h3')).color")
             brightness = sum(int(part) for part in colour.strip("rgb()").split(",")[:3])
             assert (brightness > 384) == (theme == "dark")

@@ -31,7 +31,7 @@ CSS = """
 #samples .thumbnail-lg { aspect-ratio: 1; height: auto; min-height: 0; }
 #status .html-container, #result .html-container, #message .html-container { padding: 0; }
 #samples img, #batch img, #original img, #spoiled img { image-rendering: pixelated; }
-#batch .grid-container { grid-template-columns: repeat(auto-fill, minmax(4.8rem, 1fr)); grid-template-rows: none;
+#batch .grid-container { grid-template-columns: repeat(auto-fill, minmax(6.6rem, 1fr)); grid-template-rows: none;
   grid-auto-rows: auto; }
 #batch .grid-wrap { max-height: none; }
 #corruption label { padding: .2rem .6rem; }
