@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from hf_it3.cli import main
+from hf_it3.corruptions import list_corruptions, missing_corruptions
 from hf_it3.evaluation import evaluate_robustness
 from hf_it3.evaluation.published import find_published
 
@@ -108,7 +109,50 @@ def test_imagenet_c_has_folders_of_corruption_severity_and_class(evaluate, image
     expected = [f"imagenet-c/{name}:{one}" for name in ("frost", "defocus_blur", "zoom_blur") for one in (1, 3)]
     assert sorted(names(results)) == sorted(expected)
     assert results.accuracy("imagenet-c/frost:3", "none") > 0.7
-    assert results.left_out == {}
+    fewer = evaluate(imagenet_c, corruptions="frost,zoom_blur", severities="1,3", methods="none")
+    assert fewer.left_out == {}
+
+
+def test_what_a_benchmark_has_and_the_files_lack_is_said(evaluate, imagenet_c):
+    results = evaluate(imagenet_c, exclude="frost", severities="1-3", methods="none")
+    assert results.left_out["imagenet-c/zoom_blur:2"] == "the files have no such severity"
+    assert results.left_out["imagenet-c/contrast"] == "the files have no such corruption"
+    # Of fifteen, one is excluded and two are there at two of three severities.
+    assert len(results.left_out) == 12 + 2
+    assert "imagenet-c/defocus_blur:2, imagenet-c/zoom_blur:2: left out: the files have no such" in results.table()
+    assert results.to_dict()["left_out"] == results.left_out
+    # What is named alone is missed only where it is not complete.
+    named = evaluate(imagenet_c, corruptions="imagenet-c/frost", severities="2,3", methods="none")
+    assert list(named.left_out) == ["imagenet-c/frost:2"]
+
+
+def test_published_files_that_are_complete_make_an_mce(evaluate, cifar_c, random_model):
+    names = [name.rpartition("/")[2] for name in [*list_corruptions("imagenet-c"), *missing_corruptions("imagenet-c")]]
+    for name in names:
+        np.save(cifar_c / f"{name}.npy", np.load(cifar_c / "speckle_noise.npy"))
+    reference = evaluate_robustness(
+        random_model, cifar_c, methods="none", image_processor=None, show_progress=False
+    ).to_dict()
+    options = {"methods": "none", "reference": reference}
+    whole = evaluate(cifar_c, **options)
+    ratios = [
+        sum(1 - whole.accuracy(f"cifar-10-c/{name}:{one}", "none") for one in range(1, 6))
+        / sum(
+            1 - score["methods"]["none"]["accuracy"]
+            for score in reference["conditions"]
+            if f"/{name}:" in score["name"]
+        )
+        for name in names
+    ]
+    assert whole.overall["none"]["mean_corruption_error"] == pytest.approx(np.mean(ratios))
+    # The files have no uncorrupted images.
+    assert "relative_mean_corruption_error" not in whole.overall["none"]
+    assert "none: mCE " in whole.table()
+    (cifar_c / "fog.npy").unlink()
+    partial = evaluate(cifar_c, **options)
+    assert list(partial.left_out) == ["cifar-10-c/fog"]
+    assert "mean_corruption_error" not in partial.overall["none"]
+    assert "no mCE, which would need cifar-10-c/fog" in partial.table()
 
 
 def test_class_folders_are_matched_by_name(evaluate, imagenet_c, model):
@@ -156,10 +200,34 @@ def test_other_folders_are_no_published_files(tmp_path, digits):
     assert find_published(tmp_path) == find_published(tmp_path / "nowhere") == []
 
 
+def test_arrays_that_are_not_complete_are_refused(cifar_c, tmp_path_factory, arrays):
+    (cifar_c / "labels.npy").unlink()
+    with pytest.raises(ValueError, match=r"has arrays \(contrast.npy, fog.npy, .*CIFAR-10-C has labels.npy beside"):
+        find_published(cifar_c)
+    folder = tmp_path_factory.mktemp("wrong")
+    np.savez(folder / "fog.npz", images=arrays[0], labels=arrays[1])
+    with pytest.raises(ValueError, match=r"has arrays \(fog.npz\).*MNIST-C test_images and test_labels in each .npz"):
+        find_published(folder)
+    np.savez(folder / "fog.npz", test_images=arrays[0], test_labels=np.eye(10)[arrays[1]])
+    with pytest.raises(ValueError, match=r"fog.npz holds labels float64 \(40, 10\); expected integers"):
+        find_published(folder)
+
+
+def test_labels_that_the_model_has_no_class_for_are_refused(evaluate, cifar_c, arrays):
+    np.save(cifar_c / "labels.npy", arrays[1] + 90)
+    with pytest.raises(ValueError, match="label 9. of image . in the batch is out of range: the model has 10 labels"):
+        evaluate(cifar_c, methods="none")
+
+
 def test_files_that_do_not_fit_together_are_named(cifar_c, mnist_c):
     np.save(cifar_c / "fog.npy", np.zeros((99, 16, 16, 3), np.uint8))
     with pytest.raises(ValueError, match=r"fog.npy has 99 images and labels.npy 200 labels"):
         find_published(cifar_c)
+    np.save(cifar_c / "fog.npy", np.zeros((200, 16, 16, 3), np.uint8))
+    np.save(cifar_c / "labels.npy", np.arange(200) % 7)
+    with pytest.raises(ValueError, match=r"labels.npy does not repeat itself five times"):
+        find_published(cifar_c)
+    np.save(cifar_c / "labels.npy", np.arange(200) % 40 % 10)
     np.save(cifar_c / "fog.npy", np.zeros((200, 16, 16, 3), np.float32))
     with pytest.raises(ValueError, match=r"fog.npy holds float32 \(200, 16, 16, 3\); expected uint8"):
         find_published(cifar_c)

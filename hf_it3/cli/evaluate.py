@@ -61,7 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--order", default="iid", help="of the images: iid, class-sorted, mixed or continual (default: iid)"
     )
     parser.add_argument("--seeds", default="0", help="of corruptions and order, comma-separated (default: 0)")
-    parser.add_argument("--reference", metavar="RESULTS", help="results.json of a reference model, for relative mCE")
+    parser.add_argument(
+        "--reference",
+        metavar="RESULTS",
+        help="results.json of a reference model, for mCE relative to it; or alexnet, for ImageNet-C's published mCE",
+    )
     add_shared(parser, output_dir={"help": "folder for results.json, results.csv and plots"})
     parser.add_argument("--resume", action="store_true", help="go on from what is in --output_dir")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --output_dir")

@@ -197,15 +197,22 @@ def _severities(name: str, wanted: Sequence[int] | str) -> Sequence[int | None]:
 
 
 def is_benchmark(conditions: Sequence[Condition]) -> bool:
-    """Whether the corrupted conditions are the fifteen corruptions of ImageNet-C at five severities, no more or less.
+    """Whether the corrupted conditions are the fifteen corruptions of a benchmark at five severities, no more or less.
 
-    Only over these is a mean corruption error the one that others report.
+    Only over these is a mean corruption error the one that others report. The benchmarks are ImageNet-C and, as
+    published files, CIFAR-10-C and CIFAR-100-C.
     """
-    corrupted = {
-        (str(one.corruption).rpartition("/")[2], one.severity) for one in conditions if one.corruption is not None
-    }
-    counted = [*list_corruptions("imagenet-c"), *missing_corruptions("imagenet-c")]
-    return corrupted == {(name.rpartition("/")[2], severity) for name in counted for severity in SEVERITIES}
+    corrupted = {(str(one.corruption), one.severity) for one in conditions if one.corruption is not None}
+    suites = {name.partition("/")[0] for name, _ in corrupted}
+    if len(suites) != 1 or not suites <= {"imagenet-c", "cifar-10-c", "cifar-100-c"}:
+        return False
+    counted = {name.rpartition("/")[2] for name in _of_suite("imagenet-c")}
+    return corrupted == {(f"{suite}/{name}", one) for suite in suites for name in counted for one in SEVERITIES}
+
+
+def _of_suite(suite: str) -> list[str]:
+    """Qualified names of all corruptions of a suite, those that cannot be computed here included."""
+    return [*list_corruptions(suite), *missing_corruptions(suite)]
 
 
 def published_conditions(
@@ -253,3 +260,35 @@ def published_conditions(
             f"{len(found)} conditions of the published files"
         )
     return dict(sorted(chosen.items(), key=lambda item: not item[0].is_clean))
+
+
+def missing_published(
+    found: Sequence[PublishedImages],
+    corruptions: str | Iterable[str] | None,
+    exclude: str | Iterable[str] | None,
+    severities: Severities,
+) -> dict[str, str]:
+    """Names of conditions that were asked for and that the files do not have, and what is missing.
+
+    Args: as of `published_conditions`. A whole benchmark is asked for by `"all"` or the name of the data set.
+    """
+    suite = found[0].suite
+    wanted, unwanted = set(split_names(corruptions)), set(split_names(exclude))
+    there: dict[str, set[int | None]] = {}
+    for one in found:
+        there.setdefault(one.corruption, set()).add(one.severity)
+    benchmark = [name.rpartition("/")[2] for name in _of_suite("mnist-c" if suite == "mnist-c" else "imagenet-c")]
+    asked = [name for name in dict.fromkeys([*benchmark, *there]) if {name, f"{suite}/{name}"} & wanted]
+    if {"all", suite} & wanted:
+        asked = list(dict.fromkeys([*benchmark, *asked]))
+    numbers = SEVERITIES if severities == PUBLISHED else (DEFAULT_SEVERITY,) if severities == ONE else severities
+    missing: dict[str, str] = {}
+    for name in asked:
+        if {name, f"{suite}/{name}"} & unwanted:
+            continue
+        if name not in there:
+            missing[f"{suite}/{name}"] = "the files have no such corruption"
+        elif suite != "mnist-c":
+            lacking = {int(one) for one in numbers if one not in there[name]}
+            missing |= {f"{suite}/{name}:{one}": "the files have no such severity" for one in sorted(lacking)}
+    return missing

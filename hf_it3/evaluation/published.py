@@ -100,7 +100,7 @@ def find_published(path: str | Path) -> list[PublishedImages]:
     around it), and `corruption/test_images.npy` with `test_labels.npy`, or `corruption.npz` with both (MNIST-C).
 
     Raises:
-        ValueError: for a folder of one of these layouts whose files do not fit together.
+        ValueError: for a folder of one of these layouts whose files do not fit together or are not complete.
     """
     path = Path(path)
     if not path.is_dir():
@@ -108,6 +108,12 @@ def find_published(path: str | Path) -> list[PublishedImages]:
     for layout in (_cifar_c, _mnist_c, _imagenet_c):
         if found := list(layout(path)):
             return found
+    if arrays := sorted(one.name for one in path.iterdir() if one.suffix in (".npy", ".npz")):
+        raise ValueError(
+            f"{path} has arrays ({', '.join(arrays[:3])}{', ...' if len(arrays) > 3 else ''}), but not those of a "
+            "published benchmark: CIFAR-10-C has labels.npy beside one .npy per corruption, MNIST-C test_images and "
+            "test_labels in each .npz or, as .npy, in a folder per corruption"
+        )
     return []
 
 
@@ -118,21 +124,26 @@ def _folders(path: Path) -> list[Path]:
 def _cifar_c(path: Path) -> Iterator[PublishedImages]:
     if not (path / "labels.npy").is_file():
         return
-    labels = np.load(path / "labels.npy")
+    labels = _checked_labels(np.load(path / "labels.npy"), path / "labels.npy")
     suite = "cifar-10-c" if labels.max(initial=0) < 10 else "cifar-100-c"
     for file in sorted(path.glob("*.npy")):
         if file.stem == "labels":
             continue
         images = np.load(file, mmap_mode="r")
         count = len(images) // len(SEVERITIES)
-        if len(images) != count * len(SEVERITIES) or len(labels) not in (count, len(images)):
+        own = labels[:count] if len(labels) == len(images) else labels
+        if len(images) != count * len(SEVERITIES) or len(own) != count:
             raise ValueError(
-                f"{file} has {len(images)} images and labels.npy {len(labels)} labels; expected five times as many "
-                "images as labels (the severities one after the other), or as many"
+                f"{file} has {len(images)} images and labels.npy {len(labels)} labels; expected the same images at "
+                "five severities, one after the other, and a label for each of them, once or five times"
+            )
+        if len(labels) == len(images) and not np.array_equal(labels, np.tile(own, len(SEVERITIES))):
+            raise ValueError(
+                f"{path / 'labels.npy'} does not repeat itself five times, so {file.name} does not hold the same "
+                "images at five severities, one after the other"
             )
         for severity in SEVERITIES:
             rows = slice((severity - 1) * count, severity * count)
-            own = labels[rows] if len(labels) == len(images) else labels
             yield PublishedImages(suite, file.stem, severity, ArrayImages(_checked(images, file)[rows], own))
 
 
@@ -148,6 +159,7 @@ def _mnist_c(path: Path) -> Iterator[PublishedImages]:
             labels = np.load(one / "test_labels.npy")
         else:
             continue
+        labels = _checked_labels(labels, one)
         if len(images) != len(labels):
             raise ValueError(f"{one} has {len(images)} test images, but {len(labels)} labels")
         yield PublishedImages("mnist-c", one.stem, None, ArrayImages(_checked(images, one), labels))
@@ -163,6 +175,12 @@ def _imagenet_c(path: Path) -> Iterator[PublishedImages]:
                 if not len(images):
                     raise ValueError(f"{folder} has no images ({', '.join(_IMAGE_SUFFIXES)}) in its class folders")
                 yield PublishedImages("imagenet-c", corruption.name, severities[folder.name], images)
+
+
+def _checked_labels(labels: np.ndarray, path: Path) -> np.ndarray:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(f"{path} holds labels {labels.dtype} {labels.shape}; expected integers (N,), one per image")
+    return labels
 
 
 def _checked(images: np.ndarray, path: Path) -> np.ndarray:

@@ -4,7 +4,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..utils import installed_versions
 from .answers import Answers, ClassAnswers
@@ -13,6 +13,10 @@ from .model_index import model_index_entries
 from .plots import save_plots
 from .scores import RunOutcomes, condition_scores, overall_scores
 from .table import format_results
+
+
+if TYPE_CHECKING:
+    from .reference import Reference
 
 
 FORMAT_VERSION = 1
@@ -33,7 +37,7 @@ class RobustnessResults:
         outcomes (`list[dict[int, Outcomes]]`): for each run, by the number of the condition, the answers to every
             image.
         gates (`list[dict]`): for each run the model's `reference_distance` and gate, `None` without.
-        reference (`dict`, *optional*): `name` and `errors` of a reference model.
+        reference ([`~hf_it3.evaluation.reference.Reference`], *optional*): error rates of a reference model.
         complete (`bool`): whether all conditions of all runs are done.
         kind (`type`): what is kept of answers, which names the headline figure, `kind.metric`: `"accuracy"`, or
             `"mean_iou"` of models for segmentation.
@@ -47,7 +51,7 @@ class RobustnessResults:
     not_applicable: dict[str, str] = field(default_factory=dict)
     outcomes: list[RunOutcomes] = field(default_factory=list)
     gates: list[dict[str, Any] | None] = field(default_factory=list)
-    reference: dict[str, Any] | None = None
+    reference: "Reference | None" = None
     complete: bool = False
     kind: type[Answers] = ClassAnswers
     # Figures by what they are made from: the number of the condition and of the runs that have it.
@@ -76,13 +80,13 @@ class RobustnessResults:
         """Figures over all shifted conditions, by method: means, gains with intervals, where it does not help."""
         done = (sum(map(len, self.outcomes)), self.complete)
         if self._overall is None or self._overall[0] != done:
-            errors = None if self.reference is None or not self.complete else self.reference["errors"]
+            reference = self.reference if self.complete else None
             figures = overall_scores(
                 self.outcomes,
                 self.conditions,
                 self.condition_scores,
                 self.methods,
-                errors,
+                reference,
                 bool(self.left_out),
                 self.kind.metric,
             )
@@ -122,7 +126,7 @@ class RobustnessResults:
             "methods": self.methods,
             "left_out": self.left_out,
             "not_applicable": self.not_applicable,
-            "reference": None if self.reference is None else self.reference["name"],
+            "reference": None if self.reference is None else self.reference.name,
             "overall": self.overall if with_overall else None,
             "conditions": self.condition_scores,
         }

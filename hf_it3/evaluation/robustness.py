@@ -16,6 +16,7 @@ from .conditions import (
     check_corruptions,
     left_out_corruptions,
     make_conditions,
+    missing_published,
     parse_corruptions,
     parse_severities,
     published_conditions,
@@ -33,13 +34,12 @@ from .inputs import (
     weights_checksum,
 )
 from .methods import Method, make_methods, why_not_applicable
-from .metrics import mean_corruption_error
 from .plots import plot_class
 from .processes import on_main_process, process_state
 from .published import find_published
+from .reference import read_reference
 from .results import RobustnessResults
-from .scores import reference_errors_of
-from .storage import ResultsFolder, read_results
+from .storage import ResultsFolder
 from .tracking import Tracker
 
 
@@ -116,8 +116,10 @@ def evaluate_robustness(
         image_column, label_column: by default the usual names.
         streaming: whether a named data set is streamed instead of loaded; memory then does not grow with its images.
         revision, dtype, device_map: of models given by name, as in `from_pretrained`.
-        reference: a `results.json` (path, or its content) of a reference model with the same conditions, for mean
-            corruption errors relative to its unadapted accuracy (Hendrycks and Dietterich, ICLR 2019).
+        reference: a `results.json` (path, or its content) of a reference model with the same conditions, whose
+            unadapted errors are divided by: over all of a benchmark that gives its mean corruption error and relative
+            mCE (Hendrycks and Dietterich, ICLR 2019), over other conditions a ratio of errors. Or `"alexnet"`, for the
+            published errors of AlexNet, on ImageNet-C alone.
         output_dir: folder for `results.json`, `results.csv`, `plots/` and, for resuming, `outcomes/`; each finished
             condition is there at once.
         resume: go on from what is in `output_dir`; the results are those of an uninterrupted evaluation.
@@ -165,9 +167,9 @@ def evaluate_robustness(
         raise ValueError("order='class-sorted' sorts images by their one class; models of maps have no such order")
     dataset = os.fspath(dataset) if isinstance(dataset, os.PathLike) else dataset
     found = find_published(dataset) if isinstance(dataset, str) else []
-    left_out: dict[str, str] = {}
     if found:
-        files = published_conditions(found, corruptions, exclude, parse_severities(severities))
+        chosen = (found, corruptions, exclude, parse_severities(severities))
+        files, left_out = published_conditions(*chosen), missing_published(*chosen)
         conditions = list(files)
         subsets: dict[str | None, Any] = {one.name: published.images for one, published in files.items()}
         check_classes(subsets, loaded)
@@ -205,7 +207,7 @@ def evaluate_robustness(
         kind=kind,
         **_applicable(loaded, by_model),
         gates=[_gate(one) for one in loaded for _ in seeds],
-        reference=_read_reference(reference, conditions),
+        reference=read_reference(reference, conditions, loaded),
     )
     folder = tracker = None
     if output_dir is not None:
@@ -318,19 +320,3 @@ def _gate(loaded: LoadedModel) -> dict[str, Any] | None:
     if config.reference_distance is None:
         return None
     return {**config.reference_distance, "gate": config.adaptation.gate}
-
-
-def _read_reference(reference: Any, conditions: Sequence[Condition]) -> dict[str, Any] | None:
-    """Name and error rates of a reference model, checked before anything is run."""
-    if reference is None:
-        return None
-    content = reference.to_dict() if isinstance(reference, RobustnessResults) else reference
-    if not isinstance(content, Mapping):
-        content = read_results(content)
-    errors = reference_errors_of(content)
-    wanted: dict[str, dict[int, float]] = {}
-    for condition in conditions:
-        if not condition.is_clean:
-            wanted.setdefault(condition.group, {})[condition.severity or 1] = 0.0
-    mean_corruption_error(wanted, errors)
-    return {"name": ", ".join(dict.fromkeys(run["model"] for run in content["runs"])), "errors": errors}

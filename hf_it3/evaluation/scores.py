@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .conditions import Condition
+from .conditions import Condition, is_benchmark
 from .methods import UNADAPTED
-from .metrics import area_under_risk_coverage, auroc, mean_corruption_error
+from .metrics import area_under_risk_coverage, auroc, mean_corruption_error, relative_mean_corruption_error
 from .outcomes import Outcomes
+
+
+if TYPE_CHECKING:
+    from .reference import Reference
 
 
 RunOutcomes = dict[int, Outcomes]
@@ -92,7 +96,7 @@ def overall_scores(
     conditions: Sequence[Condition],
     scores: Sequence[dict[str, Any]],
     methods: Sequence[str],
-    reference_errors: dict[str, dict[int, float]] | None = None,
+    reference: "Reference | None" = None,
     is_partial: bool = False,
     metric: str = "accuracy",
 ) -> dict[str, Any]:
@@ -103,8 +107,7 @@ def overall_scores(
         conditions: all conditions.
         scores: `condition_scores` of those that are done.
         methods: names, the unadapted model first.
-        reference_errors: error rates of a reference model, as
-            [`~hf_it3.evaluation.metrics.mean_corruption_error`] takes them.
+        reference: error rates of a reference model.
         is_partial: whether corruptions of a suite had to be left out, so that there is no mean corruption error.
         metric: the headline figure.
     """
@@ -117,10 +120,19 @@ def overall_scores(
         summary: dict[str, Any] = {
             f"mean_{metric}": float(np.mean([score["methods"][method][metric] for score in mine])),
         }
-        if not is_partial:
-            summary["mean_corruption_error"] = mean_corruption_error(_errors(mine, method))
-        if reference_errors is not None and not is_partial:
-            summary["relative_mean_corruption_error"] = mean_corruption_error(_errors(mine, method), reference_errors)
+        errors = _errors(mine, method)
+        summary["mean_error"] = mean_corruption_error(errors)
+        if reference is not None:
+            clean_error = _clean_error(scores, method)
+            ratio = mean_corruption_error(errors, reference.errors)
+            if is_partial or not is_benchmark(conditions):
+                summary["mean_error_ratio"] = ratio
+            else:
+                summary["mean_corruption_error"] = ratio
+                if clean_error is not None and reference.clean_error is not None:
+                    summary["relative_mean_corruption_error"] = relative_mean_corruption_error(
+                        errors, clean_error, reference.errors, reference.clean_error
+                    )
         done = [run[n] for run in runs for n in shifted if n in run and method in run[n].methods]
         before = [other for other in methods[:position] if all(other in one.methods for one in done)]
         summary["gain_over"] = {other: paired_gain(done, method, other) for other in before}
@@ -140,6 +152,15 @@ def _errors(scores: Sequence[dict[str, Any]], method: str) -> dict[str, dict[int
     return errors
 
 
-def reference_errors_of(results: Mapping[str, Any]) -> dict[str, dict[int, float]]:
-    """Error rates of the unadapted model in a `results.json`, for mean corruption errors relative to it."""
-    return _errors([score for score in results["conditions"] if not score["is_clean"]], UNADAPTED)
+def _clean_error(scores: Sequence[Mapping[str, Any]], method: str) -> float | None:
+    """The error rate on uncorrupted images, the mean over data sets; `None` where there are none."""
+    errors = [
+        score["methods"][method]["error_rate"] for score in scores if score["is_clean"] and method in score["methods"]
+    ]
+    return float(np.mean(errors)) if errors else None
+
+
+def reference_errors_of(results: Mapping[str, Any]) -> tuple[dict[str, dict[int, float]], float | None]:
+    """Error rates of the unadapted model in a `results.json`, by corruption and severity, and on clean images."""
+    errors = _errors([score for score in results["conditions"] if not score["is_clean"]], UNADAPTED)
+    return errors, _clean_error(results["conditions"], UNADAPTED)

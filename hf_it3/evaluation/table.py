@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..utils import aligned
-from .conditions import Condition, is_benchmark
+from .conditions import Condition
 from .methods import UNADAPTED
 
 
@@ -23,7 +23,10 @@ def format_results(results: "RobustnessResults") -> str:
                 title = f"{run['model']}, seed {run['seed']}:"
                 parts += [title, _accuracies(results, results.scores_of([outcomes]))]
     parts += [f"{method}: n/a: {reason}" for method, reason in results.not_applicable.items()]
-    parts += [f"{name}: left out: {reason}" for name, reason in results.left_out.items()]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in results.left_out.items():
+        reasons.setdefault(reason, []).append(name)
+    parts += [f"{', '.join(names)}: left out: {reason}" for reason, names in reasons.items()]
     parts += _conclusions(results)
     if not results.complete:
         parts.append("Not complete: the evaluation was interrupted; --resume goes on from here.")
@@ -97,11 +100,16 @@ def _conclusions(results: "RobustnessResults") -> list[str]:
         if summary["does_not_help"]:
             lines.append(f"  does not help on {_grouped(results, summary['does_not_help'])}")
     if results.reference is not None:
-        label = "mCE" if is_benchmark(results.conditions) else "mean error over these corruptions, not the mCE,"
         for method, summary in results.overall.items():
-            if "relative_mean_corruption_error" in summary:
-                value = 100 * summary["relative_mean_corruption_error"]
-                lines.append(f"{method}: {label} {value:.1f}% relative to {results.reference['name']}")
+            if "mean_corruption_error" in summary:
+                relative = summary.get("relative_mean_corruption_error")
+                more = "" if relative is None else f", relative mCE {100 * relative:.1f}%"
+                value = f"mCE {100 * summary['mean_corruption_error']:.1f}%{more}"
+            elif "mean_error_ratio" in summary:
+                value = f"mean error over these corruptions, not the mCE, {100 * summary['mean_error_ratio']:.1f}%"
+            else:
+                continue
+            lines.append(f"{method}: {value}, with {results.reference.name} as 100%")
         if results.left_out:
             lines.append(f"no mCE, which would need {', '.join(results.left_out)}")
     return lines

@@ -60,8 +60,7 @@ class Tracker:
         logs, metric = {}, results.kind.metric
         for method, summary in results.overall.items():
             logs[f"eval_mean/{method}/{metric}"] = summary[f"mean_{metric}"]
-            if "mean_corruption_error" in summary:
-                logs[f"eval_mean/{method}/error"] = summary["mean_corruption_error"]
+            logs[f"eval_mean/{method}/error"] = summary["mean_error"]
             for other, gain in summary["gain_over"].items():
                 logs[f"eval_mean/{method}/gain_over_{other}"] = gain["gain"]
         self.state.global_step += 1

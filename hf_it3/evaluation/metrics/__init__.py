@@ -18,7 +18,7 @@ from .classification import (
 from .multi_label import multi_label_metrics
 from .of_task import metrics_of_task
 from .regression import regression_metrics
-from .robustness import AccuracyGain, accuracy_gain, mean_corruption_error
+from .robustness import AccuracyGain, accuracy_gain, mean_corruption_error, relative_mean_corruption_error
 from .segmentation import (
     confusion_matrix,
     iou_of_counts,
@@ -56,6 +56,7 @@ __all__ = [
     "negative_log_likelihood",
     "pixel_accuracy",
     "regression_metrics",
+    "relative_mean_corruption_error",
     "risk_coverage",
     "segmentation_metrics",
 ]

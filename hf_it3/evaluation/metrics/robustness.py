@@ -63,22 +63,74 @@ def mean_corruption_error(
         if reference_errors is None:
             scores.append(sum(own.values()) / len(own))
             continue
-        if corruption not in reference_errors:
-            raise ValueError(
-                f"reference_errors has no corruption {corruption!r}; it has {', '.join(sorted(reference_errors))}."
-            )
-        reference = _by_severity(reference_errors[corruption], f"reference_errors[{corruption!r}]")
-        if own.keys() != reference.keys():
-            raise ValueError(
-                f"errors[{corruption!r}] has severities {sorted(own)} but reference_errors[{corruption!r}] has "
-                f"{sorted(reference)}."
-            )
+        reference = _same_severities(corruption, own, reference_errors)
         if sum(reference.values()) == 0:
             raise ValueError(
                 f"reference_errors[{corruption!r}] are all 0, so the ratio to the reference is undefined. "
                 "Leave that corruption out, or pass reference_errors=None."
             )
         scores.append(sum(own.values()) / sum(reference.values()))
+    return float(sum(scores) / len(scores))
+
+
+def _same_severities(
+    corruption: str, own: dict[int, float], reference_errors: Mapping[str, SeverityErrors]
+) -> dict[int, float]:
+    """The reference's errors on a corruption, at the same severities."""
+    if corruption not in reference_errors:
+        raise ValueError(
+            f"reference_errors has no corruption {corruption!r}; it has {', '.join(sorted(reference_errors))}."
+        )
+    reference = _by_severity(reference_errors[corruption], f"reference_errors[{corruption!r}]")
+    if own.keys() != reference.keys():
+        raise ValueError(
+            f"errors[{corruption!r}] has severities {sorted(own)} but reference_errors[{corruption!r}] has "
+            f"{sorted(reference)}."
+        )
+    return reference
+
+
+def relative_mean_corruption_error(
+    errors: Mapping[str, SeverityErrors],
+    clean_error: float,
+    reference_errors: Mapping[str, SeverityErrors],
+    reference_clean_error: float,
+) -> float:
+    """Relative mean corruption error (relative mCE): how much corruptions add to the clean error.
+
+    As [`mean_corruption_error`], but with the error on clean images subtracted from each error, of the model and of
+    the reference (Hendrycks and Dietterich, ICLR 2019, section 4.1).
+
+    Args:
+        errors, reference_errors: as [`mean_corruption_error`] takes them.
+        clean_error, reference_clean_error (`float`): error rates on uncorrupted images, fractions in [0, 1].
+
+    Returns:
+        `float`: a ratio, where 1.0 is to lose as much as the reference; negative if corruption helps one of them.
+
+    Raises:
+        ValueError: as [`mean_corruption_error`], and if the reference loses nothing under a corruption.
+
+    Example:
+        >>> round(relative_mean_corruption_error({"fog": [0.2, 0.4]}, 0.1, {"fog": [0.6, 0.8]}, 0.4), 6)
+        0.666667
+    """
+    if not errors:
+        raise ValueError(f"errors is empty ({errors!r}); expected error rates for at least one corruption.")
+    for name, error in (("clean_error", clean_error), ("reference_clean_error", reference_clean_error)):
+        if not 0.0 <= error <= 1.0:
+            raise ValueError(f"{name}={error} must be a fraction from 0 to 1.")
+    scores = []
+    for corruption, severities in errors.items():
+        own = _by_severity(severities, f"errors[{corruption!r}]")
+        reference = _same_severities(corruption, own, reference_errors)
+        added = sum(error - reference_clean_error for error in reference.values())
+        if abs(added) < 1e-12:
+            raise ValueError(
+                f"reference_errors[{corruption!r}] are on average reference_clean_error, so the ratio to what the "
+                "reference loses is undefined. Leave that corruption out."
+            )
+        scores.append(sum(error - clean_error for error in own.values()) / added)
     return float(sum(scores) / len(scores))
 
 
