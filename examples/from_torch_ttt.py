@@ -40,10 +40,12 @@ import argparse
 import copy
 import importlib.util
 import io
+import json
 import statistics
 import sys
 import types
 from collections import defaultdict
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -206,6 +208,7 @@ def main() -> None:
     parser.add_argument("--train_batch_size", type=int, help="default: 32 on digits, else 256, as the tutorial")
     parser.add_argument("--num_samples", type=int, default=2560, help="test images (default: 2560)")
     parser.add_argument("--batch_size", type=int, default=256, help="test images that adapt together")
+    parser.add_argument("--output", metavar="FILE", help="write the table as JSON, too, for model_cards/generate.py")
     options = parser.parse_args()
     small = options.dataset == "digits"
     options.num_epochs = options.num_epochs or (20 if small else 3)
@@ -233,33 +236,39 @@ def main() -> None:
                 measured, difference = measure(model, test, condition, options.batch_size)
                 accuracies[condition, training].append(measured)
                 largest = max(largest, difference)
-    print_table(accuracies, conditions)
+    columns = ["condition", *(f"trained by {one}: {method}" for one in TRAININGS for method in METHODS)]
+    rows = table(accuracies, conditions)
+    print(f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), sep="\n")
+    for cells in rows:
+        print(f"| {' | '.join(cells)} |")
+    if options.output is not None:
+        caption = (
+            f"Accuracy in percent on {len(test['labels']):,} test images in batches of {options.batch_size}, mean and "
+            f"range over the training seeds {options.seeds}"
+        )
+        document = {"caption": caption, "columns": columns, "rows": rows}
+        Path(options.output).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(f"\nlargest difference between the recipe's probabilities of torch-ttt and hf_it3: {largest:.1e}")
 
 
-def print_table(accuracies: dict[tuple[str, str], list[list[float]]], conditions: list[str]) -> None:
-    """A Markdown table: mean accuracies in percent with their range over seeds; gains are read along a row."""
-    print(
-        "| condition | " + " | ".join(f"trained by {one}: {method}" for one in TRAININGS for method in METHODS) + " |"
-    )
-    print("|---" * (1 + len(TRAININGS) * len(METHODS)) + "|")
-    for condition in conditions:
-        print_row(condition, [accuracies[condition, training] for training in TRAININGS])
+def table(accuracies: dict[tuple[str, str], list[list[float]]], conditions: list[str]) -> list[list[str]]:
+    """Rows of mean accuracies in percent with their range over seeds; gains are read along a row."""
     shifted = [condition for condition in conditions if condition.startswith("digits-shift")][1:]
     means = [
         [[statistics.fmean(c) for c in zip(*rows, strict=True)] for rows in zip(*by_condition, strict=True)]
         for by_condition in ([accuracies[condition, training] for condition in shifted] for training in TRAININGS)
     ]
-    print_row("mean of the seven of digits-shift", means)
+    rows = [row(condition, [accuracies[condition, training] for training in TRAININGS]) for condition in conditions]
+    return [*rows, row("mean of the seven of digits-shift", means)]
 
 
-def print_row(name: str, by_training: list[list[list[float]]]) -> None:
-    cells = []
-    for rows in by_training:
-        for values in zip(*rows, strict=True):
+def row(name: str, by_training: list[list[list[float]]]) -> list[str]:
+    cells = [name]
+    for runs in by_training:
+        for values in zip(*runs, strict=True):
             spread = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else ""
             cells.append(f"{100 * statistics.fmean(values):.1f}{spread}")
-    print(f"| {name} | {' | '.join(cells)} |")
+    return cells
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Writes the model cards in this directory from the results beside them.
 
-Each model has a folder with `results.json` (what was measured), `config.json` (of the trained model) and pictures.
+Each model has a folder with `results.json` (what was measured), `config.json` (of the trained model), pictures, and
+perhaps `comparison.json` (with torch-ttt).
 
     python model_cards/generate.py                              writes every README.md again
     python model_cards/generate.py digits-it3=runs/digits-it3         takes results from a run first
+    python examples/from_torch_ttt.py --dataset ylecun/mnist --seeds 7,1,2 \\
+        --output model_cards/mnist-it3/comparison.json              compares with torch-ttt, for its card
 """
 
 import argparse
@@ -23,6 +26,8 @@ from hf_it3.hub.model_card import build_model_card
 
 HERE = Path(__file__).parent
 TAKEN = ("results.json", "config.json")
+# What examples/from_torch_ttt.py --output writes, where it is in the folder.
+COMPARISON = "comparison.json"
 CAPTIONS = {
     "digits.png": "Test images: clean, and with Gaussian noise",
     "accuracy.png": "Accuracy of single batches, without and with adaptation",
@@ -34,6 +39,7 @@ def card_of(directory: Path) -> ModelCard:
     """The card of the model whose results are in a directory."""
     document = json.loads((directory / "results.json").read_text(encoding="utf-8"))
     dataset, threads = document["dataset"], document.get("threads", 1)
+    comparison = directory / COMPARISON
     return build_model_card(
         IT3Config.from_pretrained(directory),
         model_id=directory.name,
@@ -42,6 +48,7 @@ def card_of(directory: Path) -> ModelCard:
         dataset_name=TITLES.get(dataset, dataset),
         license="apache-2.0",
         training=document.get("training"),
+        comparison=json.loads(comparison.read_text(encoding="utf-8")) if comparison.is_file() else None,
         example=EXAMPLE if (directory / EXAMPLE).is_file() else None,
         versions=document["versions"],
         hardware=document.get("hardware") or f"a CPU, {threads} thread{'s' if threads > 1 else ''}",
@@ -57,7 +64,7 @@ def take(name: str, run: Path) -> None:
     """Copies results, configuration and pictures of a run into the folder of a model."""
     directory = HERE / name
     directory.mkdir(exist_ok=True)
-    for file in (*TAKEN, EXAMPLE, *CAPTIONS):
+    for file in (*TAKEN, COMPARISON, EXAMPLE, *CAPTIONS):
         if (run / file).is_file() or file in TAKEN:
             shutil.copyfile(run / file, directory / file)
 

@@ -1,9 +1,14 @@
 """The published code of ImageNet-C, CIFAR-10-C and MNIST-C, where it is installed, to compare with.
 
 ImageNet-C: the package imagenet-c (needs Wand and ImageMagick, scikit-image, opencv-python-headless), with the
-photographs of the package imagecorruptions. CIFAR-10-C is the same code with other parameters. MNIST-C: the file
-`corruptions.py` of github.com/google-research/mnist-c, at the path in the environment variable MNIST_C_CODE. The code
-is of 2018 and 2019; it is read and adapted to today's numpy and scikit-image, never imported.
+photographs of the package imagecorruptions. Without Wand, imagecorruptions does, which has all but the published
+elastic_transform. CIFAR-10-C is the same code with other parameters. MNIST-C: the file `corruptions.py` of
+github.com/google-research/mnist-c, at the path in the environment variable MNIST_C_CODE. The code is of 2018 and 2019;
+it is read and adapted to today's numpy and scikit-image, never imported. `pip install --no-deps --target DIR` of these
+packages and PYTHONPATH keep them out of the environment.
+
+    python tests/corruption_oracle.py            prints published_figures.json
+    python tests/corruption_strengths.py         prints the strength of each corruption over the published one
 """
 
 import ast
@@ -66,11 +71,13 @@ _REPLACEMENTS = (
 
 def published(side: int) -> dict:
     """Functions (image of Pillow, severity) -> array in 0 to 255 of ImageNet-C (side 224) or CIFAR-10-C (32)."""
-    for name in ("wand", "cv2", "skimage"):
+    for name in ("cv2", "skimage"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"the published code needs {name}")
-    paths = [_folder("imagenet_c") / "corruptions.py", _folder("imagecorruptions") / "frost"]
-    source = paths[0].read_text()
+    folder = _folder("imagecorruptions")
+    if None in map(importlib.util.find_spec, ("wand", "imagenet_c")):
+        return _imagecorruptions(side, folder)
+    source = (_folder("imagenet_c") / "corruptions.py").read_text()
     if side == 32:
         source = source.replace("224", "32").replace("mapsize=256", "mapsize=32")
         source = source.replace(
@@ -81,7 +88,21 @@ def published(side: int) -> dict:
         for function in tree.body:
             if isinstance(function, ast.FunctionDef) and function.name in CIFAR_10_C:
                 _replace_parameters(function)
-    return _run(tree, paths[1].parent)
+    return _run(tree, folder)
+
+
+def _imagecorruptions(side: int, folder: Path) -> dict:
+    """The same from imagecorruptions, whose photographs of frost are larger and whose elastic_transform is another."""
+    source = (folder / "corruptions.py").read_text()
+    source = source.replace("scaling_factor *= 1.1", "scaling_factor *= 0.2" if side == 32 else "pass")
+    source = source.replace("INTER_CUBIC", "INTER_LINEAR")
+    tree = ast.parse(source)
+    tree.body = [node for node in tree.body if getattr(node, "name", None) != "elastic_transform"]
+    if side == 32:
+        for function in tree.body:
+            if isinstance(function, ast.FunctionDef) and function.name in CIFAR_10_C:
+                _replace_parameters(function)
+    return _run(tree, folder)
 
 
 def published_mnist_c() -> dict:

@@ -190,11 +190,15 @@ def test_what_was_fine_tuned_is_saved_before_anything_is_measured_on_it(run_here
 
 def test_a_model_trained_by_torch_ttt_adapts_in_both_with_the_same_answers(tmp_path):
     small = ("--num_epochs", 1, "--num_samples", 64, "--batch_size", 32)
-    output = run("from_torch_ttt.py", *small, "--seeds", "1,2", cwd=tmp_path).stdout
+    output = run("from_torch_ttt.py", *small, "--seeds", "1,2", "--output", "table.json", cwd=tmp_path).stdout
     # Means and ranges of three methods on models of both trainings, under nine conditions and over seven of them.
     rows = [line.split(" | ") for line in output.splitlines() if line.startswith("| ")]
     assert [len(row) for row in rows] == [7] * 11
     assert all(re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", cell) for row in rows[1:] for cell in row[1:-1])
+    table = json.loads((tmp_path / "table.json").read_text())
+    printed = [[cell.strip("| ") for cell in row] for row in rows]
+    assert [table["columns"], *table["rows"]] == printed
+    assert table["caption"].startswith("Accuracy in percent on 64 test images in batches of 32")
     difference = re.search(r"torch-ttt and hf_it3: (\d\.\de[+-]\d+)", output)[1]
     assert float(difference) < 1e-4
 

@@ -133,6 +133,13 @@ class TestContents:
             in card.text
         )
 
+    def test_a_comparison_with_torch_ttt_stands_beside_the_results(self, model):
+        comparison = {"caption": "Accuracy | seeds", "columns": ["condition", "none"], "rows": [["blur", "97.0"]]}
+        card = build_model_card(model, model_id="a/b", comparison=comparison).text
+        assert "## Compared with torch-ttt\n\nAccuracy \\| seeds. Networks are trained with torch-ttt's loss" in card
+        assert "\n\n| condition | none |\n|---|---|\n| blur | 97.0 |\n\n" in card
+        assert "Compared" not in build_model_card(model, model_id="a/b").text
+
     def test_results_of_an_evaluation_are_taken_as_they_are(self, model):
         results = SimpleNamespace(model_index_entries=lambda: RESULTS)
         card = build_model_card(model, model_id="a/b", results=results).text
@@ -142,7 +149,7 @@ class TestContents:
     def test_corruptions_that_could_not_be_computed_are_named(self, model):
         results = SimpleNamespace(model_index_entries=lambda: RESULTS, left_out={"imagenet-c/frost": "no pictures"})
         card = build_model_card(model, model_id="a/b", results=results).text
-        assert "\n\nLeft out, because they could not be computed: imagenet-c/frost." in card
+        assert "\n\nLeft out, because they could not be computed or the files lack them: imagenet-c/frost." in card
         assert "is not the mean\ncorruption error" in card
 
     @pytest.mark.parametrize("value", [96.7, -0.1, "0.9"])

@@ -171,7 +171,7 @@ def test_frost_adds_parts_of_photographs_that_small_images_see_smaller(side, sha
 @pytest.mark.parametrize("side", [32, 224])
 def test_deterministic_corruptions_of_imagenet_c_are_those_of_the_published_code_by_pixels(side):
     functions = published(side)
-    for name in set(DETERMINISTIC) & set(IMAGENET_C):
+    for name in set(DETERMINISTIC) & set(IMAGENET_C) & set(functions):
         for severity in SEVERITIES:
             expected = np.asarray(functions[name](Image.fromarray(picture(side)), severity), float)
             np.testing.assert_allclose(corrupted(side, name, severity, 1)[0], expected, atol=0.01, err_msg=name)

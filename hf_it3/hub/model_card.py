@@ -65,6 +65,7 @@ def build_model_card(
     plots: Sequence[tuple[str, str]] = (),
     example: str | None = None,
     training: Mapping[str, Any] | None = None,
+    comparison: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
     hardware: str | None = None,
 ) -> ModelCard:
@@ -84,6 +85,9 @@ def build_model_card(
         example (`str`, *optional*): an image file in the repository, which the example of use classifies.
         training (`dict`, *optional*): hyperparameters by name, as readers see them; see
             [`~hf_it3.hub.card_facts.training_facts`].
+        comparison (`dict`, *optional*): a table beside that of the results, which compares this model's method with
+            torch-ttt's, each on models trained with its own loss: its `caption` (`str`), `columns` (list of `str`) and
+            `rows` (lists of as many `str`); `examples/from_torch_ttt.py --output` writes it.
         versions (`dict`, *optional*): of the packages; by default those installed.
         hardware (`str`, *optional*): what the cost of adaptation was measured on.
     """
@@ -116,6 +120,7 @@ def build_model_card(
         plots=[{"file": link_target(file), "caption": caption} for file, caption in plots],
         example=None if example is None else literal(example),
         training=list((training or {}).items()),
+        comparison=comparison,
         versions=list((versions_for_card() if versions is None else versions).items()),
         **model_facts(model),
         **result_facts(results),
