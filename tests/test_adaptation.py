@@ -13,7 +13,6 @@ from hf_it3 import AdaptationConfig, AdaptationOutput, IT3Config, IT3ForImageCla
 from hf_it3.it3.backbone_defaults_it3 import resolve_defaults
 from hf_it3.it3.modeling_cnn_it3 import IT3CNNForImageClassification
 from hf_it3.it3.objective_it3 import IdempotenceDistance
-from hf_it3.it3.shift_test_it3 import ShiftTest
 from hf_it3.it3.task_it3 import Task
 
 
@@ -335,9 +334,10 @@ class TestGate:
         assert adapter(images).adapted.all()
 
     def test_image_scope_decides_for_every_image_alone(self, model, images):
+        model.shift_reference.forget()
+        reference = model.config.reference_distance = {"mean": -0.9, "std": 0.1}
         adapter = TestTimeAdapter(model, scope="image", gate=0.5)
         output = adapter(images)
-        reference = model.config.reference_distance
         expected = output.idempotence > reference["mean"] + 0.5 * reference["std"]
         assert torch.equal(output.adapted, expected)
         assert 0 < expected.sum() < 64
@@ -352,15 +352,25 @@ class TestGate:
     def test_without_a_fitting_reference_it_is_open_and_says_so(self, model, images, caplog, reference, distance):
         logging.Logger.warning_once.cache_clear()
         model.config.reference_distance = reference
+        model.shift_reference.forget()
         adapter = TestTimeAdapter(model, distance=distance)
         for _ in range(2):
             assert adapter(images).adapted.all()
         assert len([message for message in caplog.messages if "adaptation is not gated" in message]) == 1
 
-    @pytest.mark.parametrize("test", [ShiftTest(3.0), ShiftTest(3.0, mean=0.5), ShiftTest(None, 0.5, 0.1)])
-    def test_with_nothing_to_compare_with_all_images_are_shifted(self, test):
-        assert test.is_shifted(torch.zeros(4))
-        assert test.are_shifted(torch.zeros(4)).tolist() == [True] * 4
+    def test_without_a_fitting_distance_the_first_features_decide(self, model, images, shifted_images, caplog):
+        logging.Logger.warning_once.cache_clear()
+        model.config.reference_distance["distance"] = "js"
+        adapter = TestTimeAdapter(model)
+        assert not adapter(images).adapted.any()
+        assert adapter(shifted_images).adapted.all()
+        assert len([message for message in caplog.messages if "looks at the first features alone" in message]) == 1
+
+    def test_without_first_features_the_distance_decides_and_it_says_so(self, model, images, caplog):
+        logging.Logger.warning_once.cache_clear()
+        model.shift_reference.forget()
+        assert not TestTimeAdapter(model)(images).adapted.any()
+        assert len([message for message in caplog.messages if "no first features of clean images" in message]) == 1
 
     def test_closed_for_clean_and_open_for_shifted_images_adaptation_gains(
         self, model, images, shifted_images, labels

@@ -286,7 +286,7 @@ class TestCallers:
         from accelerate import dispatch_model
 
         expected = adapter_of(model, scope)(shifted_images[:6]).logits
-        device_map = {"backbone": "cpu", "embedder": "cpu"}
+        device_map = dict.fromkeys(("backbone", "embedder", "feature_statistics", "shift_reference"), "cpu")
         dispatched = dispatch_model(model, device_map, main_device="cpu", force_hooks=True)
         with untouched(dispatched):
             assert torch.equal(adapter_of(dispatched, scope)(shifted_images[:6]).logits, expected)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import pickle
 
@@ -72,6 +73,7 @@ class TestNamedSettings:
         ],
     )
     def test_what_another_setting_or_the_model_rules_out_is_told(self, model, shifted_images, caplog, values, message):
+        logging.Logger.warning_once.cache_clear()
         model.adapt(shifted_images, **values)
         assert message in caplog.text
 

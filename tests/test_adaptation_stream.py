@@ -215,7 +215,7 @@ class TestGate:
         opens = [adapter(batch).adapted.all().item() for batch in (images, images, shifted_images, shifted_images)]
         assert opens[0] is False
         assert opens[-1] is True
-        assert len(adapter.state_dict()["distances"]) == 128
+        assert len(adapter.state_dict()["window"]["distances"]) == 128
 
     def test_closed_the_stream_stays_where_it_is(self, model, images, shifted_images):
         adapter = TestTimeAdapter(model, scope="stream", gate_window=64)

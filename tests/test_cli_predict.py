@@ -11,6 +11,9 @@ from hf_it3.cli import main
 from hf_it3.data import in_reading_order
 
 
+SHIFT = ("distance_shift", "feature_shift")
+
+
 @pytest.fixture
 def folder(tmp_path):
     generator = np.random.default_rng(0)
@@ -71,7 +74,7 @@ def test_json_lines_hold_unadapted_scores_and_whether_an_image_was_adapted(folde
     assert len(answers) == 3
     for answer in answers:
         assert len(answer["classes"]) == 2
-        shown = {"label", "score", "unadapted_score", "idempotence", "adapted", "averaged"}
+        shown = {"label", "score", "unadapted_score", "idempotence", "adapted", "averaged", *SHIFT}
         assert shown == set(answer["classes"][0])
         assert answer["classes"][0]["adapted"]
 

@@ -81,7 +81,7 @@ def test_loading_in_half_precision_makes_all_of_the_model_half(family, saved):
 
 
 def test_weights_offloaded_to_disk_predict_and_refuse_adaptation(family, wrapped, saved):
-    placement = {"embedder": "cpu", "backbone": "disk"}
+    placement = {"embedder": "cpu", "backbone": "disk", "feature_statistics": "cpu", "shift_reference": "cpu"}
     model = IT3ForImageClassification.from_pretrained(saved, device_map=placement, offload_folder=saved / "offload")
     images = family_images(family)
     torch.testing.assert_close(model(images).logits, wrapped(images).logits)

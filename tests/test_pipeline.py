@@ -22,6 +22,9 @@ from hf_it3 import IT3Pipeline, TestTimeAdapter
 from hf_it3.it3.shift_test_it3 import idempotence_distances
 
 
+SHOWN = {"label", "score", "unadapted_score", "idempotence", "adapted", "averaged", "distance_shift", "feature_shift"}
+
+
 TASK = "it3-image-classification"
 COUNT = 7
 
@@ -362,7 +365,7 @@ class TestSettings:
         results = classifier(pictures, gate=None, return_idempotence=True, return_unadapted=True)
         for position, result in enumerate(results):
             for entry in result:
-                assert entry.keys() == {"label", "score", "unadapted_score", "idempotence", "adapted", "averaged"}
+                assert entry.keys() == SHOWN
                 assert entry["adapted"] is True
                 assert entry["idempotence"] == pytest.approx(output.idempotence[position].item(), abs=1e-5)
                 label = classifier.model.config.label2id[entry["label"]]

@@ -53,7 +53,7 @@ class TestOwnLoss:
         trainer = IT3Trainer(args=args, train_dataset=rows, eval_dataset=rows, compute_loss_func=weighted, **given)
         before = weights(tiny())
         trainer.train()
-        assert all(not torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+        assert all(not torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
         entry = trainer.state.log_history[0]
         assert entry["loss"] == pytest.approx(entry["classification_loss"] + entry["idempotence_loss"], rel=1e-3)
         assert trainer.evaluate()["eval_loss"] > 0
@@ -108,7 +108,7 @@ class TestOwnTrainer:
         model = tiny()
         before = weights(model)
         WithBothPasses(model, arguments(), train_dataset=rows).train()
-        assert all(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters())
 
     def test_a_frozen_embedder_needs_no_signal_pass(self, arguments, rows):
         model = tiny()
@@ -122,7 +122,7 @@ class TestOwnOptimizer:
         before = weights(model)
         optimizer = torch.optim.SGD([{"params": model.embedder.parameters(), "lr": 0.1}])
         IT3Trainer(model, arguments(), train_dataset=rows, optimizers=(optimizer, None)).train()
-        moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
         assert moved == {name for name in before if name.startswith("embedder.")}
 
     def test_a_class_of_it_gets_the_rate_of_the_embedder(self, arguments, rows):

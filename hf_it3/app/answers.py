@@ -153,7 +153,7 @@ def classify(classifier: AdaptingPipeline, pixels: Tensor, truths: Any = None, *
         distances, whose = list(adapter.stream.distances), "mean of the latest images"
     elif alone and len(answers) > 1:
         distances, whose = distances[:1], "the first image"
-    gate = adapter.shift_test.limit(len(distances))
+    gate = adapter.shift_test.distance_limit(len(distances))
     histories = [entry[0]["loss_history"] for entry in entries if entry[0]["loss_history"]]
     losses = np.mean(histories, axis=0).tolist() if histories else []
     return Result(answers, losses, seconds, gate, float(np.mean(distances)), whose)

@@ -8,6 +8,7 @@ model. Weights do not change. Figures to report should come from images and corr
 import argparse
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,8 @@ def _held_out_split(splits: Any) -> str:
 
 
 def save_calibrated(loaded: "LoadedModel", result: "CalibrationResult", folder: str | os.PathLike) -> Path:
-    """Saves a calibrated model in a folder; where that is the model's own, only three keys of its config change.
+    """Saves a calibrated model in a folder; where that is the model's own, only three keys of its config change, and
+    what the weights hold of clean images.
 
     Returns:
         The folder.
@@ -111,5 +113,10 @@ def save_calibrated(loaded: "LoadedModel", result: "CalibrationResult", folder: 
     content = json.loads(config_path.read_text(encoding="utf-8"))
     ours = loaded.model.config.to_dict()
     content.update({key: ours[key] for key in _CHOSEN_KEYS})
+    with tempfile.TemporaryDirectory(dir=path) as beside:
+        loaded.model.save_pretrained(beside)
+        for file in sorted(Path(beside).iterdir()):
+            if ".safetensors" in file.name:
+                os.replace(file, path / file.name)
     write_atomically(config_path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     return path

@@ -52,10 +52,13 @@ class AdaptationConfig:
             diversity term is dropped for that batch.
         norm_statistics (`"auto"`, `"source"`, `"batch"` or `"mixed"`): statistics of BatchNorm layers at test time:
             those of training; those of the batch; both, with the former counting as `prior_count` images (Schneider et
-            al., NeurIPS 2020). `"auto"` means `"mixed"` where the backbone has BatchNorm.
+            al., NeurIPS 2020). In backbones without BatchNorm, `"mixed"` gives features the statistics of clean
+            images, where those were measured, see [`Alignment`]. `"auto"` means `"mixed"` in backbones with BatchNorm
+            and in classifiers of which clean images were measured, else `"source"`.
         prior_count (`int` or `None`): weight of the training statistics in `"mixed"`, in images.
-        gate (`float` or `None`): adapt only where the mean idempotence distance of those who share weights exceeds
-            the mean on training images by this many standard errors. `None` always adapts, infinity never.
+        gate (`float` or `None`): adapt only where those who share weights lie this many standard errors from clean
+            images, by their mean idempotence distance or by their first features, see [`ShiftTest`]. `None` always
+            adapts, infinity never.
         gate_window (`int`): scope `"stream"`: number of latest images that the gate looks at.
         ema_decay (`float`): decay of the moving average per step, for anchor `"ema"`.
         max_grad_norm (`float` or `None`): clips the norm of the gradient (of each image's own for scope `"image"`).

@@ -19,6 +19,7 @@ from .named_settings_it3 import check_named
 from .objective_it3 import IdempotenceDistance, Objective
 from .per_image_it3 import ImageAdaptation
 from .shell_it3 import ModelShell, gradients_allowed, unchanged_context
+from .shift_reference_it3 import Observation
 from .shift_test_it3 import ShiftTest
 from .steps_it3 import Passes, SharedAdaptation
 from .stream_it3 import Stream
@@ -42,6 +43,9 @@ class AdaptationOutput(ModelOutput):
         loss_history (`Tensor` of shape `(steps,)`, or `(steps, B)` where each image is adapted to alone, as in scope
             `"image"`): the objective before each step, in at least single precision; NaN for images that were not
             adapted. Of 0 steps where no image was.
+        distance_shift, feature_shift (`Tensor` of shape `(B,)`): how far those who share weights lie from clean
+            images, by their idempotence distance and by their first features, in standard errors; the gate opens where
+            one of them is above it. NaN where nothing was measured, or nobody asked.
     """
 
     # Always set; ModelOutput wants defaults.
@@ -51,6 +55,8 @@ class AdaptationOutput(ModelOutput):
     adapted: Tensor = None  # type: ignore[assignment]
     averaged: Tensor = None  # type: ignore[assignment]
     loss_history: Tensor = None  # type: ignore[assignment]
+    distance_shift: Tensor = None  # type: ignore[assignment]
+    feature_shift: Tensor = None  # type: ignore[assignment]
 
 
 class TestTimeAdapter:
@@ -134,8 +140,9 @@ class TestTimeAdapter:
 
     @property
     def shift_test(self) -> ShiftTest:
-        """The gate, for the clean distances that the model's configuration holds now."""
-        return ShiftTest.from_reference(self.config.gate, self.model.config.reference_distance, self.distance.name)
+        """The gate, for the clean images that the model holds measurements of now."""
+        reference, distances = self.model.shift_reference, self.model.config.reference_distance
+        return ShiftTest(self.config.gate, reference, distances, self.distance.name)
 
     def __call__(self, pixel_values: Tensor) -> AdaptationOutput:
         """Adapts to a batch of images and classifies it.
@@ -188,8 +195,8 @@ class TestTimeAdapter:
             return output
         first = self._look(images, scope)
         usable = self._usable(images, first)
-        chosen = self._who_adapts(first.distances.detach(), usable, scope)
-        output = self._unadapted(first, chosen, scope)
+        output = self._unadapted(first, usable, scope)
+        chosen = self._who_adapts(output, first, usable, scope)
         self._adapted_last = bool(chosen.any())
         if self._adapted_last:
             self._answer(output, images, first, chosen, scope)
@@ -227,6 +234,8 @@ class TestTimeAdapter:
             adapted=torch.zeros_like(chosen),
             averaged=torch.zeros_like(chosen),
             loss_history=first.distances.new_zeros((0, len(chosen)) if alone else 0),
+            distance_shift=torch.full_like(first.distances, math.nan, requires_grad=False),
+            feature_shift=torch.full_like(first.distances, math.nan, requires_grad=False),
         )
 
     def _look(self, images: Tensor, scope: str) -> Passes:
@@ -237,8 +246,8 @@ class TestTimeAdapter:
         parts = images.split(self.alone[scope].chunk_size(images))
         return Passes.join([self.shared.first_passes(part, with_graph=False) for part in parts])
 
-    def _who_adapts(self, distances: Tensor, usable: Tensor, scope: str) -> Tensor:
-        """Which images, shape `(B,)` of bool, get another answer than the first pass."""
+    def _who_adapts(self, output: AdaptationOutput, first: Passes, usable: Tensor, scope: str) -> Tensor:
+        """Which images, shape `(B,)` of bool, get another answer than the first pass; `output` tells why."""
         config = self.config
         nobody = torch.zeros_like(usable)
         num_steps = self.alone[scope].num_steps if scope in self.alone else config.num_steps
@@ -248,13 +257,28 @@ class TestTimeAdapter:
         if averages and not num_steps:
             # Averaging changes no weights and costs clean images nothing: it needs no gate.
             return usable
-        if scope in self.alone:
-            return usable & self.shift_test.are_shifted(distances)
-        looked_at = distances[usable]
+        seen = self._observation(first)[usable]
         if self.stream is not None:
-            looked_at = self.stream.observe(looked_at)
-        is_open = len(looked_at) > 0 and self.shift_test.is_shifted(looked_at)
-        return usable if is_open else nobody
+            seen = self.stream.observe(seen)
+        if not len(seen):
+            return nobody
+        groups = seen.each() if scope in self.alone else seen.together()
+        test = self.shift_test
+        scores = test.scores(groups)
+        output.distance_shift[usable] = scores.distance.to(output.distance_shift)
+        output.feature_shift[usable] = scores.features.to(output.feature_shift)
+        chosen = usable.clone()
+        chosen[usable] = test.opens(groups, scores).to(usable.device)
+        return chosen
+
+    def _observation(self, first: Passes) -> Observation:
+        """What the shift test asks about."""
+        features = first.features
+        if features is None:  # the layer that shows them did not run
+            features = first.distances.new_zeros(
+                len(first.distances), self.model.shift_reference.feature_mean.shape[1]
+            )
+        return Observation(features, self.task.image_classes(first.y0.detach()), first.distances.detach())
 
     def _answer(self, output: AdaptationOutput, images: Tensor, first: Passes, chosen: Tensor, scope: str) -> None:
         """Replaces the chosen images' logits in `output` by adapted ones, where those are finite."""

@@ -1,5 +1,6 @@
 """What pipelines of every task share: reading images, adapting in every call, streams that live on between calls."""
 
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -242,7 +243,10 @@ class AdaptingPipeline(Pipeline):
         # Of each image, since the outputs of a batch are taken apart; images that share weights share their history.
         history = output.loss_history
         history = history.T if history.ndim == 2 else history.expand(len(pixel_values), -1)
-        names = ("logits", "initial_logits", "idempotence", "adapted", "averaged")
+        names = (
+            *("logits", "initial_logits", "idempotence", "adapted", "averaged"),
+            *("distance_shift", "feature_shift"),
+        )
         answers = {name: output[name] for name in names}
         return {**answers, "loss_history": history, "image_size": model_inputs["image_size"]}
 
@@ -301,6 +305,9 @@ class AdaptingPipeline(Pipeline):
             shift["idempotence"] = model_outputs["idempotence"][0].item()
             shift["adapted"] = bool(model_outputs["adapted"][0])
             shift["averaged"] = bool(model_outputs["averaged"][0])
+            for name in ("distance_shift", "feature_shift"):
+                value = model_outputs[name][0].item()
+                shift[name] = None if math.isnan(value) else value
         if return_loss_history and "loss_history" in model_outputs:
             shift["loss_history"] = model_outputs["loss_history"][0].tolist() if model_outputs["adapted"][0] else []
         return shift

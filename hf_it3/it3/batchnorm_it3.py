@@ -16,7 +16,8 @@ logger = logging.get_logger(__name__)
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
-_test_statistics: ContextVar[int | None] = ContextVar("it3_test_statistics", default=None)
+# The kind of statistics and the prior count, or `None` for those of training.
+_test_statistics: ContextVar[tuple[str, int] | None] = ContextVar("it3_test_statistics", default=None)
 
 
 @contextmanager
@@ -28,11 +29,17 @@ def norm_statistics(kind: str, prior_count: int = 0) -> Iterator[None]:
             images with the former counting as `prior_count` (Schneider et al., NeurIPS 2020).
         prior_count (`int`): weight of the training statistics in `"mixed"`.
     """
-    token = _test_statistics.set(None if kind == "source" else (prior_count if kind == "mixed" else 0))
+    token = _test_statistics.set(None if kind == "source" else (kind, prior_count if kind == "mixed" else 0))
     try:
         yield
     finally:
         _test_statistics.reset(token)
+
+
+def mixed_prior_count() -> int | None:
+    """The weight of the statistics of clean images, in images, where they are mixed with a batch's; else `None`."""
+    chosen = _test_statistics.get()
+    return chosen[1] if chosen is not None and chosen[0] == "mixed" else None
 
 
 class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -40,11 +47,14 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     Features with and without an injected label signal are distributed differently; one shared set of statistics fits
     neither. This is the split BatchNorm of AdvProp (Xie et al., CVPR 2020) with shared weights. In eval mode nothing
-    is ever written.
+    is ever written, unless `collects_signal_statistics`: then signal passes run as in training, and others as in eval
+    mode.
 
     Args:
         source (`nn.BatchNorm1d`, `2d`, `3d`): the layer to take over, parameters and buffers themselves included.
     """
+
+    collects_signal_statistics = False
 
     def __init__(self, source: nn.modules.batchnorm._BatchNorm):
         nn.Module.__init__(self)
@@ -77,20 +87,20 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         forward_pass = current_pass()
         prefix = "signal_" if forward_pass is not None and forward_pass.is_signal_pass else ""
         mean, var = getattr(self, f"{prefix}running_mean"), getattr(self, f"{prefix}running_var")
-        if self.training:
+        if self.training or (prefix and self.collects_signal_statistics):
             count = getattr(self, f"{prefix}num_batches_tracked")
             if count is not None:
                 count.add_(1)
             momentum = 1.0 / float(count) if self.momentum is None else self.momentum
             return F.batch_norm(input, mean, var, self.weight, self.bias, True, momentum, self.eps)
         # A compiled forward pass has no test-time choice: adaptation runs on an uncompiled shell.
-        prior_count = None if torch.compiler.is_compiling() else _test_statistics.get()
+        chosen = None if torch.compiler.is_compiling() else _test_statistics.get()
         # Autocast mixes types, which batch_norm does not take under vmap.
         features = input.to(torch.promote_types(input.dtype, mean.dtype))
-        if prior_count is None:
+        if chosen is None:
             features = F.batch_norm(features, mean, var, self.weight, self.bias, False, 0.0, self.eps)
         else:
-            features = self._normalize_with_batch(features, mean, var, prior_count)
+            features = self._normalize_with_batch(features, mean, var, chosen[1])
         return features.to(input.dtype)
 
     def _normalize_with_batch(self, input: Tensor, mean: Tensor, var: Tensor, prior_count: int) -> Tensor:

@@ -81,6 +81,7 @@ class IT3Config(PreTrainedConfig):
         adaptation ([`AdaptationConfig`] or `dict`): settings of test-time adaptation.
         reference_distance (`dict`, *optional*): mean and standard deviation of the idempotence distance of clean
             images, with the number of images and the distance's name; measured by the trainer, used by the gate.
+            What else the model knows of clean images is saved with its weights.
         task (`"image-classification"` or `"semantic-segmentation"`): what the model answers; set by its class.
         semantic_loss_ignore_index (`int`): label of pixels that do not count, in segmentation.
         target_mean, target_std (`list[float]`, *optional*): of the training targets, per output, in regression;

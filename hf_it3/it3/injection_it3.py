@@ -40,6 +40,22 @@ def current_pass() -> ForwardPass | None:
     return _current_pass.get()
 
 
+# Collects the first features of passes, where somebody looks at them.
+_watched = CompileableContextVar("it3_watched_features")
+
+
+@contextmanager
+def watched_features() -> Iterator[list[Tensor]]:
+    """Yields a list that each pass inside the block adds its first features to, of shape `(B, 2 x channels)`: mean and
+    standard deviation over space of every channel of the injection layer's output, before anything is injected."""
+    collected: list[Tensor] = []
+    token = _watched.set(collected)
+    try:
+        yield collected
+    finally:
+        _watched.reset(token)
+
+
 @contextmanager
 def running_pass(forward_pass: ForwardPass | None) -> Iterator[None]:
     """Makes `forward_pass` the current one inside the block."""
@@ -82,6 +98,7 @@ class SignalInjection:
         combine (`"add"`, `"multiply"` or a callable): how features and embedding are joined.
         channels_last (`bool`): read an output with as many columns as channels as `(B, H, W, C)`.
         better (`str`, *optional*): name of a layer that error messages recommend.
+        channels (`int`, *optional*): of the layer's output; without, its first features cannot be watched.
     """
 
     def __init__(
@@ -90,13 +107,17 @@ class SignalInjection:
         combine: str | Callable[[Tensor, Tensor], Tensor] = "add",
         channels_last: bool = False,
         better: str | None = None,
+        channels: int | None = None,
     ):
         self.layer = layer
+        self.channels = channels
         self.combine = combine
         self.channels_last = channels_last
         self.advice = f"choose another layer, for example {better!r}" if better not in (None, layer) else ""
 
     def __call__(self, module: nn.Module, inputs: tuple, output: Any) -> Any:
+        if not torch.compiler.is_compiling() and (watched := _watched.get()) is not None:
+            watched.append(self._first_features(output))
         forward_pass = current_pass()
         if forward_pass is None or forward_pass.embedding is None:
             return None
@@ -107,6 +128,20 @@ class SignalInjection:
         if isinstance(output, tuple):
             return (self._join(output[0], forward_pass), *output[1:])
         return self._join(output, forward_pass)
+
+    @torch.no_grad()
+    def _first_features(self, output: Any) -> Tensor:
+        while not isinstance(output, Tensor):
+            output = output[0] if isinstance(output, tuple) else next(iter(output.values()))
+        layout = feature_layout(output.shape, len(output), self.channels or 0, self.channels_last)
+        if layout == "B C H W":
+            output = output.flatten(2)
+        elif layout is not None and layout != "B C":
+            output = output.flatten(1, -2).transpose(1, 2)
+        else:
+            return output.new_zeros(len(output), 2 * (self.channels or 0), dtype=torch.float32)
+        variance, mean = torch.var_mean(output.float(), 2, correction=0)
+        return torch.cat([mean, variance.sqrt()], 1)
 
     def _join(self, features: Tensor, forward_pass: ForwardPass) -> Tensor:
         if not isinstance(features, Tensor):
@@ -139,11 +174,11 @@ class SignalInjection:
         )
 
 
-def drop_injections(root: nn.Module) -> None:
-    """Takes away the injection hooks that a module has from an idempotent model which it was part of."""
+def drop_hooks(root: nn.Module, kind: type) -> None:
+    """Takes away the hooks of a kind that a module has from an idempotent model which it was part of."""
     for module in root.modules():
         for key, hook in list(module._forward_hooks.items()):
-            if isinstance(hook, SignalInjection):
+            if isinstance(hook, kind):
                 del module._forward_hooks[key]
 
 

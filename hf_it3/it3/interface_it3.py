@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from torch import nn
 from transformers import PreTrainedModel
 
+from .alignment_it3 import FeatureStatistics
 from .configuration_it3 import IT3Config
 from .shell_it3 import unwrap
+from .shift_reference_it3 import ShiftReference
 
 
 class IdempotentModel(PreTrainedModel):
@@ -15,12 +17,16 @@ class IdempotentModel(PreTrainedModel):
     config: IT3Config
     backbone: nn.Module
     embedder: nn.Module
+    shift_reference: ShiftReference
+    feature_statistics: FeatureStatistics
     # Set where one is known, to go along when the model is pushed.
     _image_processor: Any
 
     if TYPE_CHECKING:
 
         def check_saveable(self) -> None: ...
+
+        def freeze_classifier(self) -> None: ...
 
         # transformers puts a copy of a function there, which the type checker takes for an object without `self`.
         def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any: ...  # type: ignore[override]

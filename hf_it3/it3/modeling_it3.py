@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
 from .adaptation_it3 import AdaptationOutput, TestTimeAdapter
+from .alignment_it3 import FeatureStatistics
 from .backbones_it3 import (
     LOADING_ARGUMENTS,
     backbone_logits,
@@ -21,7 +22,8 @@ from .backbones_it3 import (
     share_config,
     take_over,
 )
-from .batchnorm_it3 import split_batch_norms
+from .batchnorm_it3 import SplitBatchNorm, split_batch_norms
+from .clean_buffers_it3 import CleanBuffers
 from .configuration_it3 import CLASSIFICATION, IT3Config
 from .hub_it3 import HubModel
 from .injection_it3 import (
@@ -30,7 +32,7 @@ from .injection_it3 import (
     SignalInjection,
     batch_norm_behind,
     count_channels,
-    drop_injections,
+    drop_hooks,
     find_injection_layer,
     get_injection_layer,
     puts_channels_last,
@@ -38,6 +40,7 @@ from .injection_it3 import (
     suggest_injection_layer,
 )
 from .modeling_cnn_it3 import init_like_torch
+from .shift_reference_it3 import ShiftReference
 from .task_it3 import LabelEmbedder, Task
 
 
@@ -105,6 +108,8 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = "image"
     supports_gradient_checkpointing = True
+    _keys_to_ignore_on_load_missing = [r"shift_reference\.", r"feature_statistics\."]
+    _keep_in_fp32_modules_strict = {"shift_reference", "feature_statistics"}
     # The losses are means over the batch: Trainer has nothing to rescale.
     accepts_loss_kwargs = False
     # The backbone class decides; it is checked there.
@@ -115,6 +120,7 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
 
     # The task of the class, as in `IT3Config.task`.
     task: str = CLASSIFICATION
+    _classifier_is_frozen = False
     # What `forward` returns.
     output_class: type[ModelOutput] = IT3ImageClassifierOutput
 
@@ -133,6 +139,8 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
         share_config(config, self.backbone)
         split_batch_norms(self.backbone)
         drop_weight_caches(self.backbone)
+        # Before the injection layer's own hook: what is injected is not aligned there.
+        self.feature_statistics = FeatureStatistics(self.backbone)
         channels = self._connect_injection_layer()
         if embedder is None and config.embedder_class is not None:
             raise ValueError(
@@ -141,7 +149,9 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
             )
         if embedder is not None:
             config.embedder_class = f"{type(embedder).__module__}.{type(embedder).__qualname__}"
-        self.embedder = Task.of(config).make_embedder(channels) if embedder is None else embedder
+        task = Task.of(config)
+        self.embedder = task.make_embedder(channels) if embedder is None else embedder
+        self.shift_reference = ShiftReference(channels, task.num_classes)
         self.post_init()
 
     def _connect_injection_layer(self) -> int:
@@ -160,12 +170,36 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
                 f"injection_layer={behind!r} lies behind it"
             )
         better = suggest_injection_layer(self.backbone)
-        drop_injections(self.backbone)  # of a model that the backbone comes out of
-        layer.register_forward_hook(SignalInjection(name, config.combine, puts_channels_last(layer), better))
+        drop_hooks(self.backbone, SignalInjection)  # of a model that the backbone comes out of
+        channels = config.injection_channels
+        injection = SignalInjection(name, config.combine, puts_channels_last(layer), better, channels)
+        layer.register_forward_hook(injection)
         return config.injection_channels
 
     def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, CleanBuffers):
+            module.forget()  # a checkpoint from before there was one
         init_like_torch(module)
+
+    def freeze_classifier(self) -> None:
+        """Leaves to training the label embedder alone, and the statistics of BatchNorm layers in signal passes.
+
+        What the model answers without a label signal stays bit-identical from then on: parameters of the backbone no
+        longer require gradients, and in training mode its layers work as in evaluation.
+        """
+        self.backbone.requires_grad_(False)
+        self._classifier_is_frozen = True
+        self.train(self.training)
+
+    def train(self: _Model, mode: bool = True) -> _Model:
+        """As in every module; a classifier that is frozen stays in evaluation mode."""
+        super().train(mode)
+        if self._classifier_is_frozen:
+            self.backbone.eval()
+            for module in self.backbone.modules():
+                if isinstance(module, SplitBatchNorm):
+                    module.collects_signal_statistics = mode
+        return self
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
@@ -217,6 +251,8 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
         if first is not None:
             model.embedder.to(device=first.device, dtype=first.dtype)
         model.training = module.training
+        for own in (model.feature_statistics, model.shift_reference):
+            own.train(module.training)
         if embedder is None:
             model.embedder.train(module.training)
         return model

@@ -28,8 +28,8 @@ class IT3Pipeline(AdaptingPipeline, ImageClassificationPipeline):
         batch_size (`int`, *optional*): images that are computed at once where none adapt together, with `adapt=False`
             for example. It is for speed alone, and changes no answer beyond rounding.
         return_idempotence (`bool`, defaults to `False`): add to every class the `idempotence` distance of its image
-            and whether that was `adapted` to, or `averaged` over augmentations; not with `adapt=False`, which never
-            measures it.
+            and whether that was `adapted` to, or `averaged` over augmentations, with `distance_shift` and
+            `feature_shift`, how far its group lies from clean images; not with `adapt=False`, which never measures it.
         return_unadapted (`bool`, defaults to `False`): add to every class its `unadapted_score`.
         return_loss_history (`bool`, defaults to `False`): add to every class the `loss_history` of its image: the
             objective before each optimizer step, the same for images that adapted together; an empty list where no

@@ -22,8 +22,8 @@ class IT3SegmentationPipeline(AdaptingPipeline):
         adapt (`bool`, defaults to `True`): whether to adapt; without, the plain model answers.
         adaptation_batch_size, batch_size (`int`, *optional*), overrides: as in [`IT3Pipeline`].
         return_idempotence (`bool`, defaults to `False`): add to every dictionary the `idempotence` distance of its
-            image and whether that was `adapted` to, or `averaged` over augmentations; not with `adapt=False`, which
-            never measures it.
+            image and whether that was `adapted` to, or `averaged` over augmentations, with `distance_shift` and
+            `feature_shift`, how far its group lies from clean images; not with `adapt=False`, which never measures it.
         return_unadapted (`bool`, defaults to `False`): add to every dictionary its `unadapted_mask`: where the model
             sees the class without adaptation.
         return_loss_history (`bool`, defaults to `False`): as in [`IT3Pipeline`].

@@ -1,78 +1,232 @@
-"""The shift test: is the idempotence distance larger than that of clean images?"""
+"""The shift test: do images differ from clean ones, in their idempotence distance or in their first features?"""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from .alignment_it3 import Sums
+from .injection_it3 import watched_features
 from .interface_it3 import IdempotentModel
 from .objective_it3 import IdempotenceDistance
+from .shift_reference_it3 import LEVELS, Observation, ShiftReference, in_standard_errors, limit_at, scale
 from .task_it3 import Task
 
 
 logger = logging.get_logger(__name__)
 
+# Images of another day differ a little from those that were measured, whatever their number. First features have to
+# lie this many times further from the clean ones than those of the same day do.
+_DRIFT_FACTOR = 2.0
+# Images of few classes, sorted ones for instance, differ more. First features of a shift lie this many times further
+# from clean ones; those of sorted clean images seldom do.
+_ORDER_FACTOR = 8.0
+
 
 @dataclass
-class ShiftTest:
-    """One-sided test of the mean idempotence distance of images against that of clean ones.
+class ShiftScores:
+    """How far groups of images lie from clean ones, in standard errors of a normal distribution: the gate opens where
+    one of them is above it. NaN where nothing was measured.
 
     Args:
-        gate (`float`, *optional*): critical value in standard errors; `None` always sees a shift, infinity never.
-        mean, std (`float`, *optional*): of the distance of clean images; without them a shift is always seen.
+        distance (`Tensor` of shape `(G,)`): by their mean idempotence distance.
+        features (`Tensor` of shape `(G,)`): by half of how far their first features lie from clean ones.
     """
 
-    gate: float | None
-    mean: float | None = None
-    std: float | None = None
+    distance: Tensor
+    features: Tensor
 
-    @classmethod
-    def from_reference(cls, gate: float | None, reference: dict | None, distance: str | None) -> "ShiftTest":
-        """The test for a model's `reference_distance`, which has to be one of the same distance."""
-        if gate is None:
-            return cls(None)
-        if gate == math.inf:
-            return cls(gate, 0.0, 0.0)
-        if reference is None:
+
+class ShiftTest:
+    """Compares groups of images with clean ones: a one-sided test of the mean idempotence distance, and one of the
+    first features, both with limits resampled from clean images.
+
+    The first features see what the distance does not, shifts that leave the model sure of itself. A group in which one
+    class is more frequent than in groups of clean images may be sorted rather than shifted; there the first features
+    alone count. They have to lie 2 times as far from clean ones as a resampled limit, since images of another day
+    differ a little, and 8 times as far where few classes are seen.
+
+    Args:
+        gate (`float`, *optional*): critical value in standard errors, 3 for a false alarm in at most 1 of 740
+            groups by either statistic; `None` always sees a shift, infinity never.
+        reference ([`ShiftReference`]): first features and limits of clean images.
+        distances (`dict`, *optional*): mean and standard deviation of the distance of clean images.
+        distance_name (`str`, *optional*): of the distance that is asked about.
+    """
+
+    def __init__(
+        self,
+        gate: float | None,
+        reference: ShiftReference,
+        distances: dict[str, Any] | None,
+        distance_name: str | None,
+    ):
+        self.gate = gate
+        self.reference = reference
+        self.distances = distances
+        self.sees_features = reference.is_measured
+        if gate is not None and gate != math.inf:
+            self._warn(distance_name)
+        if distances is not None and distances.get("distance", distance_name) != distance_name:
+            self.distances = None
+
+    def _warn(self, distance_name: str | None) -> None:
+        measure = "train it with IT3Trainer, or calibrate it, to measure both"
+        if self.distances is None and not self.sees_features:
             logger.warning_once(
-                "The model has no reference_distance, so adaptation is not gated: train it with IT3Trainer or "
-                "calibrate it to measure one, or set gate=None."
+                f"The model has neither reference_distance nor first features of clean images, so adaptation is not "
+                f"gated: {measure}, or set gate=None."
             )
-            return cls(None)
-        if reference.get("distance", distance) != distance:
+        elif not self.sees_features:
             logger.warning_once(
-                f"The model's reference_distance was measured with {reference['distance']!r}, not {distance!r}, so "
-                "adaptation is not gated: calibrate the model with this distance, or set gate=None."
+                "The model has no first features of clean images, so the gate looks at the idempotence distance alone "
+                f"and does not see shifts that leave the model sure of itself: {measure}."
             )
-            return cls(None)
-        return cls(gate, reference["mean"], reference["std"])
+        if self.distances is not None and self.distances.get("distance", distance_name) != distance_name:
+            then = "the gate looks at the first features alone" if self.sees_features else "adaptation is not gated"
+            logger.warning_once(
+                f"The model's reference_distance was measured with {self.distances['distance']!r}, not "
+                f"{distance_name!r}, so {then}: calibrate the model with this distance, or set gate=None."
+            )
 
-    def is_shifted(self, distances: Tensor) -> bool:
-        """Whether images with these distances, shape `(N,)`, are shifted as a group."""
-        limit = self.limit(len(distances))
-        # On the CPU, because not every device has double precision.
-        return limit is None or distances.cpu().double().mean().item() > limit
+    def scores(self, groups: Observation) -> ShiftScores:
+        """How far groups of images lie from clean ones, for observations of shape `(G, n, ...)`."""
+        count, size = groups.distances.shape
+        unknown = torch.full((count,), math.nan)
+        distance = features = unknown
+        if self.distances is not None:
+            error = max(self.distances["std"], 1e-12)
+            error /= scale(size, self.distances.get("num_images", math.inf))
+            means = groups.distances.cpu().double().mean(1)  # not every device has double precision
+            limits = self._distance_limits(size)
+            values = ((means - self.distances["mean"]) / error).tolist()
+            distance = torch.tensor([in_standard_errors(value, limits) for value in values])
+        if self.sees_features:
+            limits = self.reference.limits("feature", size)
+            values = (self.reference.feature_statistics(groups) / _DRIFT_FACTOR).tolist()
+            features = torch.tensor([in_standard_errors(value, limits) for value in values])
+        return ShiftScores(distance, features)
 
-    def are_shifted(self, distances: Tensor) -> Tensor:
-        """For each image alone, shape `(N,)` of bool, whether it is shifted."""
-        limit = self.limit(1)
-        return torch.ones_like(distances, dtype=torch.bool) if limit is None else distances > limit
+    def opens(self, groups: Observation, scores: ShiftScores) -> Tensor:
+        """Which groups are shifted, shape `(G,)` of bool."""
+        gate = self.gate
+        if gate is None or (self.distances is None and not self.sees_features and gate != math.inf):
+            return torch.ones(len(groups), dtype=torch.bool)
+        if not self.sees_features:
+            return scores.distance > gate
+        size = groups.distances.shape[1]
+        far = limit_at(gate, self.reference.limits("feature", size)) * _ORDER_FACTOR if gate != math.inf else gate
+        by_order = self.reference.feature_statistics(groups).cpu() > far
+        shifted = (scores.distance > gate) | (scores.features > gate)
+        return torch.where(self.reference.are_of_few_classes(groups.classes).cpu(), by_order, shifted)
 
-    def limit(self, num_images: int) -> float | None:
-        """The mean distance of so many images above which they are shifted; `None` where they always are."""
-        if self.gate is None or self.mean is None or self.std is None:
+    def _distance_limits(self, size: int) -> list[float]:
+        """Resampled limits, where a mean and a deviation were measured with them; else those of a normal
+        distribution."""
+        is_measured = self.distances is not None and "num_images" in self.distances
+        return self.reference.limits("distance", size) if is_measured else list(LEVELS)
+
+    def distance_limit(self, num_images: int) -> float | None:
+        """The mean distance of this number of images above which they are shifted; `None` where there is none."""
+        if self.gate is None or self.distances is None:
             return None
         if self.gate == math.inf:
             return math.inf
-        return self.mean + self.gate * (self.std / math.sqrt(num_images))
+        level = limit_at(self.gate, self._distance_limits(num_images))
+        return self.distances["mean"] + level * self.distances["std"] / scale(
+            num_images, self.distances.get("num_images", math.inf)
+        )
 
 
 @torch.no_grad()
 def idempotence_distances(model: IdempotentModel, pixel_values: Tensor) -> Tensor:
     """D(y1, y0) of each image, shape `(B,)`, for images `(B, C, H, W)` and a model in eval mode."""
+    return observe(model, pixel_values).distances
+
+
+@torch.no_grad()
+def observe(model: IdempotentModel, pixel_values: Tensor, distance: IdempotenceDistance | None = None) -> Observation:
+    """What a model in eval mode sees in images `(B, C, H, W)`, with a distance of its own or another.
+
+    Raises:
+        ValueError: if the injection layer does not run.
+    """
     task = Task.of(model.config)
-    y0 = task.predict(model(pixel_values, return_dict=True).logits)
+    with watched_features() as features:
+        y0 = task.predict(model(pixel_values, return_dict=True).logits)
     y1 = task.predict(model(pixel_values, label_signal=y0, return_dict=True).logits)
-    return IdempotenceDistance(model.config.distance, task)(y1, y0)
+    distance = distance or IdempotenceDistance(model.config.distance, task)
+    return Observation(features[0], task.image_classes(y0), distance(y1, y0))
+
+
+def store_reference(
+    model: IdempotentModel, clean: Observation, sums: Iterable[Sums], distance: str | None = None
+) -> dict[str, Any] | None:
+    """Stores what was seen in clean images in a model: `config.reference_distance`, `shift_reference` and
+    `feature_statistics`.
+
+    Args:
+        model: the model.
+        clean ([`Observation`]): of N images, N > 0.
+        sums: of the features of plain passes and signal passes, as [`collected_statistics`] collects them.
+        distance (*optional*): name of the distance; by default the model's.
+
+    Returns:
+        `reference_distance`; `None`, with a warning and nothing stored, where a distance is not finite.
+    """
+    model.config.reference_distance = None
+    model.shift_reference.forget()
+    model.feature_statistics.forget()
+    if infinite := int((~clean.distances.isfinite()).sum()):
+        logger.warning(
+            f"No reference_distance was stored: the idempotence distance of {infinite} of {len(clean)} images "
+            "is not finite, and without it adaptation is not gated; check the model's weights and the images"
+        )
+        return None
+    distances = clean.distances.double()
+    model.shift_reference.measure(clean)
+    model.feature_statistics.measure(sums)
+    model.config.reference_distance = {
+        "mean": distances.mean().item(),
+        "std": distances.std().item() if len(distances) > 1 else 0.0,
+        "num_images": len(distances),
+        "distance": own if isinstance(own := distance or model.config.distance, str) else None,
+    }
+    return model.config.reference_distance
+
+
+@dataclass
+class CleanReference:
+    """All that a model knows of clean images.
+
+    Args:
+        distances (`dict`, *optional*): its `config.reference_distance`.
+        buffers (`dict`): its `shift_reference` and `feature_statistics`.
+    """
+
+    distances: dict[str, Any] | None
+    buffers: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: IdempotentModel) -> "CleanReference":
+        """A copy of what a model knows."""
+        distances = model.config.reference_distance
+        buffers = {name: buffer.detach().clone() for name, buffer in _clean_buffers(model)}
+        return cls(None if distances is None else dict(distances), buffers)
+
+    @torch.no_grad()
+    def store_in(self, model: IdempotentModel) -> None:
+        """Gives that to a model."""
+        model.config.reference_distance = None if self.distances is None else dict(self.distances)
+        for name, buffer in _clean_buffers(model):
+            if not torch.equal(buffer, self.buffers[name].to(buffer.device)):
+                buffer.copy_(self.buffers[name])
+
+
+def _clean_buffers(model: IdempotentModel) -> list[tuple[str, Tensor]]:
+    modules = {"shift_reference": model.shift_reference, "feature_statistics": model.feature_statistics}
+    return [(f"{key}.{name}", value) for key, module in modules.items() for name, value in module.named_buffers()]

@@ -12,19 +12,23 @@ from torch import Tensor
 
 from .adaptation_config_it3 import AdaptationConfig
 from .batchnorm_it3 import norm_statistics
+from .injection_it3 import watched_features
 from .objective_it3 import Objective, move_average
 from .optimizers_it3 import forget_history, lay_out_history, make_optimizer, take_step
 from .shell_it3 import ModelShell
+from .shift_reference_it3 import ShiftReference
 
 
 @dataclass
 class Passes:
-    """Both predictions for a batch, `(B, num_labels, ...)` each, logits of the first and their distances `(B,)`."""
+    """Both predictions for a batch, `(B, num_labels, ...)` each, logits of the first, their distances `(B,)`, and the
+    first features `(B, F)` where somebody looked at them."""
 
     logits: Tensor
     y0: Tensor
     y1: Tensor
     distances: Tensor
+    features: Tensor | None = None
 
     @classmethod
     def join(cls, parts: Sequence["Passes"]) -> "Passes":
@@ -32,10 +36,14 @@ class Passes:
         if len(parts) == 1:
             return parts[0]
         names = ("logits", "y0", "y1", "distances")
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+        features = [part.features for part in parts if part.features is not None]
+        joined = torch.cat(features) if len(features) == len(parts) else None
+        values = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return cls(**values, features=joined)
 
     def __getitem__(self, chosen: Tensor | slice) -> "Passes":
-        return Passes(self.logits[chosen], self.y0[chosen], self.y1[chosen], self.distances[chosen])
+        features = None if self.features is None else self.features[chosen]
+        return Passes(self.logits[chosen], self.y0[chosen], self.y1[chosen], self.distances[chosen], features)
 
     @property
     def has_graph(self) -> bool:
@@ -79,13 +87,13 @@ class SharedAdaptation:
 
     def first_passes(self, images: Tensor, with_graph: bool) -> Passes:
         """Both passes of the unadapted model, with its training statistics; with autograd's graph if asked for."""
-        with torch.set_grad_enabled(with_graph):
+        with torch.set_grad_enabled(with_graph), watched_features() as features:
             logits = self.source_shell(images)
             y0 = self.task.predict(logits)  # y0 = f(x)
         with torch.set_grad_enabled(with_graph and self.config.anchor == "self"):
             y1 = self.task.predict(self.source_shell(images, y0))  # y1 = f(x, y0)
         with torch.set_grad_enabled(with_graph):
-            return Passes(logits, y0, y1, self.objective.distance(y1, y0))
+            return Passes(logits, y0, y1, self.objective.distance(y1, y0), features[0] if features else None)
 
     def run(
         self, images: Tensor, first: Passes | None, num_steps: int | None = None, may_diversify: bool = True
@@ -147,11 +155,12 @@ class SharedAdaptation:
     ) -> tuple[Tensor, Tensor]:
         """Adapts from whatever weights the shell has; see `run`."""
         losses: list[float] = []
+        steps = (self.config.num_steps or 0) if num_steps is None else num_steps
         # The frozen anchor answers the same in every step, so it is asked once.
         frozen_y1 = first.y1.detach() if first is not None and self.sees_as_first else None
         with_diversity = False
         with test_statistics(self.config):
-            for step in range((self.config.num_steps or 0) if num_steps is None else num_steps):
+            for step in range(steps):
                 if step == 0 and first is not None and first.has_graph and self.can_start_from_first:
                     y0, distances = first.y0, first.distances
                 else:
@@ -160,6 +169,8 @@ class SharedAdaptation:
                         frozen_y1 = self._frozen_prediction(images, y0)
                     distances = self.objective.distance(self._second_prediction(images, y0, frozen_y1), y0)
                 if step == 0:
+                    if may_diversify and not self.sees_as_first and self._are_of_few_classes(y0.detach()):
+                        break  # nothing keeps the classes apart, and the statistics are corrected already
                     with_diversity = may_diversify and self._wants_diversity(y0.detach())
                 loss = self.objective(distances, y0, with_diversity)
                 losses.append(loss.item())
@@ -174,6 +185,12 @@ class SharedAdaptation:
         config = self.config
         several = len(y0) > 1 or y0.ndim > 2
         return config.diversity_weight > 0 and several and self.task.largest_share(y0) <= config.max_class_share
+
+    def _are_of_few_classes(self, y0: Tensor) -> bool:
+        """Whether images are less mixed than clean ones are: sorted, for all that is known."""
+        classes = self.task.image_classes(y0)
+        reference: ShiftReference = self.shell.model.shift_reference  # type: ignore[assignment]
+        return bool(reference.are_of_few_classes(classes[None]).item())
 
     def _second_prediction(self, images: Tensor, y0: Tensor, frozen_y1: Tensor | None) -> Tensor:
         """y1 = f(x, y0) of whoever is the anchor."""

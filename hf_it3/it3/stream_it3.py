@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .adaptation_config_it3 import AdaptationConfig
+from .shift_reference_it3 import Observation
 from .steps_it3 import Passes, SharedAdaptation
 from .task_it3 import Task
 
@@ -22,7 +23,7 @@ _RUNNING_DECAY = 0.95
 _MIN_LOSSES = 10
 _MIN_IMAGES = 32
 _COUNTERS = ("num_images", "num_steps", "num_resets")
-_STATE = {"settings", "source", "parameters", "anchor", "optimizer", "guard", "distances", *_COUNTERS}
+_STATE = {"settings", "source", "parameters", "anchor", "optimizer", "guard", "window", *_COUNTERS}
 _GUARD_STATE = {"predicted", "mean", "square", "count"}
 
 
@@ -91,7 +92,7 @@ class Stream:
             self.shared.anchor_shell.reset()
         self.optimizer = self.shared.fresh_optimizer()
         self.guard = CollapseGuard(self.shared.task, self.config.gate_window)
-        self.distances: deque[float] = deque(maxlen=self.config.gate_window)
+        self.window: Observation | None = None
         self.num_images = 0
         self.num_steps = 0
         self.num_resets = 0
@@ -107,10 +108,16 @@ class Stream:
         """Images adapted to and steps taken since the last reset."""
         return {"num_images": self.num_images, "num_steps": self.num_steps}
 
-    def observe(self, distances: Tensor) -> Tensor:
-        """Takes note of a batch's distances `(B,)` and returns those of the latest `gate_window` images."""
-        self.distances.extend(distances.tolist())
-        return torch.tensor(list(self.distances), dtype=torch.float64)
+    def observe(self, seen: Observation) -> Observation:
+        """Takes note of what was seen in a batch, and returns that of the latest `gate_window` images."""
+        parts = [seen] if self.window is None else [self.window, seen]
+        self.window = Observation.join(parts)[-self.config.gate_window :]
+        return self.window
+
+    @property
+    def distances(self) -> list[float]:
+        """Idempotence distances of the latest `gate_window` images."""
+        return [] if self.window is None else self.window.distances.tolist()
 
     def run(self, pixel_values: Tensor, first: Passes) -> tuple[Tensor | None, Tensor]:
         """Takes the stream a batch further; see `SharedAdaptation.run`. No logits if the stream has collapsed."""
@@ -136,7 +143,7 @@ class Stream:
             "anchor": None if anchor is None else _copies(anchor.names, anchor.masters),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "guard": self.guard.state_dict(),
-            "distances": list(self.distances),
+            "window": None if self.window is None else vars(self.window.cpu()),
             "num_images": self.num_images,
             "num_steps": self.num_steps,
             "num_resets": self.num_resets,
@@ -153,7 +160,10 @@ class Stream:
         shell.load([state["parameters"][name] for name in shell.names])
         if anchor is not None:
             anchor.load([state["anchor"][name] for name in anchor.names])
-        self.distances = deque(state["distances"], maxlen=self.config.gate_window)
+        window = state["window"]
+        device = shell.masters[0].device
+        moved = {} if window is None else {name: value.to(device) for name, value in window.items()}
+        self.window = Observation(**moved)[-self.config.gate_window :] if moved else None
         for name in _COUNTERS:
             setattr(self, name, state[name])
 

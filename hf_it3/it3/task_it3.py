@@ -74,6 +74,8 @@ class Task:
     name: str
     # The distances D(y1, y0) that compare this task's predictions.
     distances: tuple[str, ...] = distances_for(None)
+    # Whether `norm_statistics="auto"` aligns the features of backbones without BatchNorm.
+    aligns_features = False
     # Whether a distance takes each label as a distribution of its own over yes and no.
     per_label = False
     # Dimensions of a batch of class indices; 0 where labels are none.
@@ -84,6 +86,15 @@ class Task:
     def __init__(self, config: IT3Config):
         self.config = config
         self.num_labels: int = config.num_labels
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of which an image has one; 1 where it has none, or several."""
+        return 1
+
+    def image_classes(self, y0: Tensor) -> Tensor:
+        """The class that each image is predicted as, shape `(B,)`; 0 where it has none, or several."""
+        return y0.new_zeros(len(y0), dtype=torch.long)
 
     @staticmethod
     def of(config: IT3Config, labels: Tensor | None = None) -> "Task":
@@ -191,6 +202,14 @@ class SingleLabel(Task):
 
     name = "single_label_classification"
     index_dims = 1
+    aligns_features = True  # streams of numbers and of label sets drift from it
+
+    @property
+    def num_classes(self) -> int:
+        return self.num_labels
+
+    def image_classes(self, y0: Tensor) -> Tensor:
+        return y0.argmax(1)
 
     def predict(self, logits: Tensor) -> Tensor:
         return in_single_precision(logits).softmax(1)
@@ -312,6 +331,7 @@ class Dense(SingleLabel):
 
     name = SEGMENTATION
     index_dims = 3
+    aligns_features = False
 
     def __init__(self, config: IT3Config):
         super().__init__(config)
@@ -319,6 +339,13 @@ class Dense(SingleLabel):
             raise ValueError(
                 f"num_labels={self.num_labels}, but segmentation chooses among classes; count the background as one"
             )
+
+    @property
+    def num_classes(self) -> int:
+        return 1
+
+    def image_classes(self, y0: Tensor) -> Tensor:
+        return y0.new_zeros(len(y0), dtype=torch.long)
 
     def fit_labels(self, labels: Tensor, logits: Tensor) -> Tensor:
         if labels.ndim != 3 or len(labels) != len(logits) or labels.is_floating_point():

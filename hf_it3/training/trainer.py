@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -13,9 +14,11 @@ from transformers.utils import logging
 
 from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, MAP_COLUMNS, first_rows
 from ..it3.adaptation_it3 import TestTimeAdapter
+from ..it3.alignment_it3 import Sums, collected_statistics
 from ..it3.interface_it3 import IdempotentModel, idempotent_model
 from ..it3.shell_it3 import frozen_modes
-from ..it3.shift_test_it3 import idempotence_distances
+from ..it3.shift_reference_it3 import Observation
+from ..it3.shift_test_it3 import observe, store_reference
 from ..it3.task_it3 import Task
 from ..utils import load_room
 from .checkpoints import check_whole, last_whole_checkpoint
@@ -46,8 +49,8 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
     image and a label column need no preparation: images are processed batch by batch, and classes that have no names
     yet get those of the data set. In segmentation the labels are maps of classes, in a column `annotation` or `label`.
     In regression, mean and standard deviation of the training targets are measured before training. After training,
-    the idempotence distance of clean training images is measured and stored in the model's configuration, for the
-    gate.
+    clean training images are measured: their idempotence distance and first features for the gate, and the statistics
+    that features of shifted images are aligned with; see `measure_reference_distance`.
 
     Args:
         model ([`IT3ForImageClassification`] or [`IT3ForSemanticSegmentation`]): the model.
@@ -285,10 +288,13 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         return None, output.logits, inputs.get("labels")
 
     def measure_reference_distance(self, dataset: Any = None) -> dict[str, Any] | None:
-        """Measures mean and standard deviation of the idempotence distance of clean images into the model's config.
+        """Measures clean images for test time: mean and standard deviation of their idempotence distance into the
+        model's config, their first features into `model.shift_reference`, both for the gate, and the statistics that
+        shifted features are aligned with into `model.feature_statistics`.
 
         Args:
             dataset (*optional*): by default the training images; of either, the first `args.reference_images`.
+                Images that the model was not trained on tell better how sure it is of new ones.
 
         Returns:
             `reference_distance` as stored in the config; `None`, with a warning, where a distance is not finite.
@@ -298,26 +304,13 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         """
         dataset = self.train_dataset if dataset is None else dataset
         model = idempotent_model(self.model)
-        measured = self._distances(model, first_rows(dataset, self.args.reference_images or None))
-        if not len(measured):
+        clean, sums = self._look_at(model, first_rows(dataset, self.args.reference_images or None))
+        if not len(clean):
             raise ValueError("the reference distance needs at least one image, and the data set has none")
-        model.config.reference_distance = None
-        if infinite := int((~measured.isfinite()).sum()):
-            logger.warning(
-                f"No reference_distance was stored: the idempotence distance of {infinite} of {len(measured)} images "
-                "is not finite, and without it adaptation is not gated; check the model's weights and the images"
-            )
-        else:
-            model.config.reference_distance = {
-                "mean": measured.mean().item(),
-                "std": measured.std().item() if len(measured) > 1 else 0.0,
-                "num_images": len(measured),
-                "distance": model.config.distance if isinstance(model.config.distance, str) else None,
-            }
-        return model.config.reference_distance
+        return store_reference(model, clean, sums)
 
-    def _distances(self, model: IdempotentModel, dataset: Any) -> Tensor:
-        """The idempotence distance of every image of a data set, of the last incomplete batch too."""
+    def _look_at(self, model: IdempotentModel, dataset: Any) -> tuple[Observation, list[Sums]]:
+        """What the model sees in every image of a data set, those of the last incomplete batch too."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             batches = self.get_test_dataloader(dataset)
@@ -326,10 +319,12 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         progress = tqdm(
             batches, "Reference distance", disable=self.args.disable_tqdm or not self.is_world_process_zero()
         )
-        collected = [torch.empty(0, dtype=torch.double)]
-        with frozen_modes(model):
+        parts = [Observation.empty(model.shift_reference)]
+        sums: Sums = {}
+        with frozen_modes(model), collected_statistics(sums):
             for inputs in progress:
                 with self.compute_loss_context_manager():
-                    distances = idempotence_distances(model, self._prepare_inputs(inputs)["pixel_values"])
-                collected.append(self.accelerator.gather_for_metrics(distances).cpu().double())
-        return torch.cat(collected)
+                    seen = observe(model, self._prepare_inputs(inputs)["pixel_values"])
+                gathered = (self.accelerator.gather_for_metrics(value) for value in vars(seen).values())
+                parts.append(Observation(*gathered).cpu())
+        return Observation.join(parts), gather_object([sums])

@@ -39,7 +39,9 @@ def prepare_model(model: nn.Module, args: IT3TrainingArguments) -> None:
             inner.check_saveable()
         except ValueError as error:
             raise ValueError(f"{error}; or train without checkpoints, with save_strategy='no'") from None
-    if args.freeze_backbone:
+    if args.train == "embedder":
+        inner.freeze_classifier()
+    elif args.train == "norm":
         _freeze_backbone(model)
 
 

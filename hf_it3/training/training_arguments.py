@@ -7,6 +7,11 @@ from typing import Any
 from transformers import TrainingArguments
 
 
+TRAINED_PARTS = ("all", "norm", "embedder")
+# Where the embedder is trained alone: it starts from random weights, and nothing else moves.
+_EMBEDDER_LEARNING_RATE = 3e-3
+
+
 @dataclass
 class IT3TrainingArguments(TrainingArguments):
     """All of `TrainingArguments`, and what idempotent models need beyond them; on a CPU no memory is pinned.
@@ -21,12 +26,22 @@ class IT3TrainingArguments(TrainingArguments):
     ```
     """
 
-    # Parameters that control the training of the embedder
-    freeze_backbone: bool = field(
-        default=False, metadata={"help": "Train the label embedder and the normalisation layers only."}
+    # Parameters that control what is trained
+    train: str = field(
+        default="all",
+        metadata={
+            "help": "What is trained: 'all'; 'norm', the normalisation layers and the label embedder; or 'embedder', "
+            "the label embedder alone, after which the classifier answers as before, bit for bit.",
+            "choices": list(TRAINED_PARTS),
+        },
     )
+    freeze_backbone: bool = field(default=False, metadata={"help": "The same as train='norm'."})
     embedder_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the label embedder; by default that of the rest."}
+        default=None,
+        metadata={
+            "help": "Learning rate of the label embedder; by default that of the rest, and 3e-3 where it is trained "
+            "alone and no learning_rate is given."
+        },
     )
 
     # Parameters that control evaluation and what follows training
@@ -59,6 +74,18 @@ class IT3TrainingArguments(TrainingArguments):
                 f"eval_adapted=True needs whole weights, which fsdp={self.fsdp!r} shards over processes; leave one "
                 "of the two out"
             )
+        if self.train not in TRAINED_PARTS:
+            raise ValueError(f"train must be one of {', '.join(map(repr, TRAINED_PARTS))}, got {self.train!r}")
+        if self.freeze_backbone:
+            if self.train == "embedder":
+                raise ValueError(
+                    "freeze_backbone=True trains the normalisation layers, and train='embedder' does not; leave one "
+                    "of the two out"
+                )
+            self.train = "norm"
+        is_default_rate = self.learning_rate == TrainingArguments.learning_rate
+        if self.train == "embedder" and self.embedder_learning_rate is None and is_default_rate:
+            self.embedder_learning_rate = _EMBEDDER_LEARNING_RATE
         if self.reference_images < 0:
             raise ValueError(f"reference_images must be an integer >= 0, got {self.reference_images}")
         if self.embedder_learning_rate is not None and not self.embedder_learning_rate > 0:

@@ -3,14 +3,17 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...it3.adaptation_config_it3 import SCOPES, AdaptationConfig
-from ...it3.adaptation_it3 import TestTimeAdapter
+from ...it3.alignment_it3 import Sums, collected_statistics
 from ...it3.backbone_defaults_it3 import resolve_defaults
 from ...it3.interface_it3 import IdempotentModel
+from ...it3.objective_it3 import IdempotenceDistance
 from ...it3.shell_it3 import frozen_modes
+from ...it3.shift_reference_it3 import Observation
+from ...it3.shift_test_it3 import CleanReference, observe, store_reference
+from ...it3.task_it3 import Task
 from ..images import ImageSource
 from ..inputs import load_model
 from ..pixels import Normalization
@@ -60,7 +63,7 @@ def calibrate(
 
     Args:
         model ([`IT3ForImageClassification`]): the model. Its `config.adaptation`, `config.reference_distance` and
-            `config.calibration_corruptions` may change, its weights do not.
+            `config.calibration_corruptions` may change, and what it knows of clean images; its weights do not.
         image_processor: its image processor; `None` takes that of the checkpoint, or one made for its image size.
         dataset: held-out images with labels: a `datasets.Dataset`, a streamed one, or a sequence of dictionaries.
         scope (*optional*): `"batch"`, `"image"` or `"stream"`; by default the model's own.
@@ -121,20 +124,20 @@ def calibrate(
         )
         reference = HeldOutImages(source, normalization, conditions[:1], own.batch_size, seed, first)
     choosing, comparing = split(images)
-    old_reference = inner.config.reference_distance
+    old_reference = CleanReference.of(inner)
     try:
         with frozen_modes(inner):
             # The gates of the search need the new reference, which an interrupted search takes back.
-            new_reference = inner.config.reference_distance = _reference_distance(inner, own, reference)
+            new_reference = _measure_reference(inner, own, reference)
             search = Search(inner, own, choosing, max_clean_loss, show_progress)
             baseline, chosen = search.run()
             everything = comparing.num_batches
             without = measure(inner, comparing, "comparison", do_nothing(own), everything)
             ours = measure(inner, comparing, "comparison", chosen.settings, everything)
-            inner.config.reference_distance = old_reference
+            old_reference.store_in(inner)
             theirs = measure(inner, comparing, "comparison", own, everything)
     finally:
-        inner.config.reference_distance = old_reference
+        old_reference.store_in(inner)
     result = CalibrationResult(
         own=own,
         previous=inner.config.adaptation.replace(),
@@ -145,29 +148,32 @@ def calibrate(
         severity=severity,
         max_clean_loss=max_clean_loss,
         seed=seed,
-        reference_distance=new_reference,
+        reference=new_reference,
         comparison=Comparison(without, theirs, ours, max_clean_loss),
     )
-    result.apply(inner.config)
+    result.apply(inner)
     return result
 
 
-def _reference_distance(model: IdempotentModel, own: AdaptationConfig, images: HeldOutImages) -> dict[str, Any]:
-    """Mean and standard deviation of the distance on clean images, that of the settings if they have one."""
-    adapter = TestTimeAdapter(model, do_nothing(own).replace(gate=None, scope="batch"))
-    clean = images.batches(images.conditions[0], images.num_batches)
-    distances = torch.cat([adapter(pixel_values).idempotence.cpu().double() for pixel_values, _ in clean])
-    if not distances.isfinite().all():
+def _measure_reference(model: IdempotentModel, own: AdaptationConfig, images: HeldOutImages) -> CleanReference:
+    """Measures clean images, with the distance of the settings if they have one, and stores that in the model.
+
+    Raises:
+        ValueError: if a distance is not finite.
+    """
+    distance = IdempotenceDistance(own.distance or model.config.distance, Task.of(model.config))
+    clean = [Observation.empty(model.shift_reference)]
+    sums: Sums = {}
+    with collected_statistics(sums):
+        for pixel_values, _ in images.batches(images.conditions[0], images.num_batches):
+            clean.append(observe(model, pixel_values, distance).cpu())
+    seen = Observation.join(clean)
+    if store_reference(model, seen, [sums], distance.name) is None:
         raise ValueError(
-            f"the idempotence distance of {(~distances.isfinite()).sum().item()} of {len(distances)} clean images is "
+            f"the idempotence distance of {(~seen.distances.isfinite()).sum().item()} of {len(seen)} clean images is "
             "not finite; check the model's weights and the images"
         )
-    return {
-        "mean": distances.mean().item(),
-        "std": distances.std().item(),
-        "num_images": len(distances),
-        "distance": adapter.distance.name,
-    }
+    return CleanReference.of(model)
 
 
 def _own_settings(own: AdaptationConfig, scope: str | None, batch_size: int | None) -> AdaptationConfig:

@@ -7,6 +7,7 @@ from torch import nn
 
 from ...it3.adaptation_config_it3 import AdaptationConfig
 from ...it3.backbone_defaults_it3 import resolve_defaults
+from ...it3.interface_it3 import IdempotentModel
 from ...it3.shell_it3 import select_parameters
 
 
@@ -46,7 +47,7 @@ def adapts_image_by_image(settings: AdaptationConfig) -> bool:
     return settings.scope_of(settings.batch_size) in ("image", "average")
 
 
-def make_stages(model: nn.Module, own: AdaptationConfig) -> list[Stage]:
+def make_stages(model: IdempotentModel, own: AdaptationConfig) -> list[Stage]:
     """The stages of the search for a model, in order, without those that cannot change it.
 
     Scopes `"batch"` and `"stream"`: statistics (models with BatchNorm: mixed and of the batch, with and without
@@ -69,7 +70,7 @@ def make_stages(model: nn.Module, own: AdaptationConfig) -> list[Stage]:
     return [start, *statistics, Stage("steps x rate", _steps), Stage("diversity", _diversity), *parameters]
 
 
-def _with_defaults(own: AdaptationConfig, model: nn.Module) -> AdaptationConfig:
+def _with_defaults(own: AdaptationConfig, model: IdempotentModel) -> AdaptationConfig:
     defaults = resolve_defaults(AdaptationConfig(), model)
     fields = _CHOSEN_FIELDS + (_CHOSEN_FOR_IMAGES if adapts_image_by_image(own) else _CHOSEN_FOR_GROUPS)
     return own.replace(**{name: getattr(defaults, name) for name in fields})

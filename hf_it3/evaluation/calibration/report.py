@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...it3.adaptation_config_it3 import AdaptationConfig
-from ...it3.configuration_it3 import IT3Config
+from ...it3.interface_it3 import IdempotentModel
+from ...it3.shift_test_it3 import CleanReference
 from ...utils import aligned, new_figure, write_atomically
 from ..conditions import CLEAN
 
@@ -131,7 +132,7 @@ class CalibrationResult:
         severity (`int`): of those that have severities.
         max_clean_loss (`float`): allowed loss on clean images, in points.
         seed (`int`): of corruptions and order.
-        reference_distance (`dict`): the clean reference of the gate.
+        reference ([`CleanReference`]): what was measured on clean images.
         comparison ([`Comparison`]): on images that did not choose; it decides whether anything is written.
     """
 
@@ -144,7 +145,7 @@ class CalibrationResult:
     severity: int
     max_clean_loss: float
     seed: int
-    reference_distance: dict[str, Any]
+    reference: CleanReference
     comparison: Comparison
 
     @property
@@ -157,12 +158,18 @@ class CalibrationResult:
         """Whether any settings beat doing nothing."""
         return self.chosen is not self.baseline
 
-    def apply(self, config: IT3Config) -> None:
-        """Writes settings, clean reference and names of the corruptions into a model's configuration, if better."""
+    @property
+    def reference_distance(self) -> dict[str, Any]:
+        """Mean and standard deviation of the idempotence distance of clean images."""
+        return dict(self.reference.distances or {})
+
+    def apply(self, model: IdempotentModel) -> None:
+        """Gives a model the settings, the clean reference and the names of the corruptions, if they are better."""
         if not self.comparison.is_better:
             return
+        config = model.config
         config.adaptation = self.settings.replace()
-        config.reference_distance = dict(self.reference_distance)
+        self.reference.store_in(model)
         config.calibration_corruptions = list(self.corruptions)
 
     def verdict(self) -> str:

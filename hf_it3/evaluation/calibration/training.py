@@ -67,5 +67,5 @@ def calibrate_trainer(trainer: Any) -> CalibrationResult:
         return result
 
     result = on_main_process(run)
-    result.apply(model.config)
+    result.apply(model)
     return result

@@ -1,0 +1,184 @@
+"""Aligns features of shifted images with those of clean ones, in backbones that have no BatchNorm to do so."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.output_capturing import CompileableContextVar
+
+from .batchnorm_it3 import SplitBatchNorm, mixed_prior_count
+from .clean_buffers_it3 import CleanBuffers
+from .injection_it3 import current_pass, drop_hooks, last_channels
+
+
+_EPSILON = 1e-5
+_NORM_LAYERS = ("LayerNorm", "GroupNorm", "RMSNorm")
+# What a collector holds of one kind of pass: numbers of values, their sums and sums of squares, per channel.
+Sums = dict[str, tuple[float, Tensor, Tensor]]
+
+_collector = CompileableContextVar("it3_feature_statistics")
+
+
+@contextmanager
+def collected_statistics(sums: Sums) -> Iterator[None]:
+    """Inside the block, the layers of [`FeatureStatistics`] add the features of every pass to `sums`."""
+    token = _collector.set(sums)
+    try:
+        yield
+    finally:
+        _collector.reset(token)
+
+
+class LayerStatistics(CleanBuffers):
+    """Mean and standard deviation over clean images of each channel of one layer's output, in both passes.
+
+    Args:
+        channels (`int`): of the output.
+    """
+
+    mean: Tensor
+    std: Tensor
+    signal_mean: Tensor
+    signal_std: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.add(**dict.fromkeys(("mean", "std", "signal_mean", "signal_std"), (channels,)))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is anything to align with."""
+        return self.signal_std.device.type != "meta" and bool(self.signal_std.any())
+
+
+class Alignment:
+    """Forward hook that gives a batch's features the mean and standard deviation of clean images, channel by channel.
+
+    It acts while `norm_statistics("mixed", prior_count)` is in force: `(x - mean) / std * clean std + clean mean`,
+    where mean and std are those of the batch, mixed with the clean ones, which count as `prior_count` images. That is
+    what Schneider et al. (NeurIPS 2020) do in BatchNorm layers, with the formula of AdaIN (Huang and Belongie, ICCV
+    2017). Signal passes have statistics of their own.
+
+    Args:
+        name (`str`): of the layer in the backbone.
+        statistics ([`LayerStatistics`]): of the layer.
+        axis (`int`): of the channels in its output, 1 or -1.
+    """
+
+    def __init__(self, name: str, statistics: LayerStatistics, axis: int):
+        self.name = name
+        self.statistics = statistics
+        self.axis = axis
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: Any) -> Tensor | None:
+        if torch.compiler.is_compiling() or not isinstance(output, Tensor) or output.ndim < 3:
+            return None
+        if (sums := _collector.get()) is not None:
+            self._collect(output, sums)
+        prior_count = mixed_prior_count()
+        if prior_count is None or not self.statistics.is_measured:
+            return None
+        return self._align(output, prior_count)
+
+    @staticmethod
+    def _prefix() -> str:
+        forward_pass = current_pass()
+        return "signal_" if forward_pass is not None and forward_pass.is_signal_pass else ""
+
+    def _dims(self, output: Tensor) -> list[int]:
+        return [dim for dim in range(output.ndim) if dim != self.axis % output.ndim]
+
+    @torch.no_grad()
+    def _collect(self, output: Tensor, sums: Sums) -> None:
+        values, dims = output.float(), self._dims(output)
+        key = f"{self._prefix()}{self.name}"
+        mean, count = values.mean(dims), values.numel() / values.shape[self.axis]
+        square = values.square().mean(dims)
+        # On the CPU, because not every device has double precision.
+        new = (count, mean.cpu().double() * count, square.cpu().double() * count)
+        sums[key] = tuple(a + b for a, b in zip(sums[key], new, strict=True)) if key in sums else new  # type: ignore
+
+    def _align(self, output: Tensor, prior_count: int) -> Tensor:
+        prefix = self._prefix()
+        features = output.to(torch.promote_types(output.dtype, torch.float32))
+        clean_mean = getattr(self.statistics, f"{prefix}mean").to(features.dtype)
+        clean_std = getattr(self.statistics, f"{prefix}std").to(features.dtype)
+        variance, mean = torch.var_mean(features, self._dims(output), correction=0)
+        share = prior_count / (prior_count + output.shape[0])
+        mean = torch.lerp(mean, clean_mean, share)
+        variance = torch.lerp(variance, clean_std.square(), share)
+        scale = clean_std * torch.rsqrt(variance + _EPSILON)
+        shift = clean_mean - mean * scale
+        shape = [1] * output.ndim
+        shape[self.axis] = -1
+        return (features * scale.view(shape) + shift.view(shape)).to(output.dtype)
+
+
+class FeatureStatistics(nn.ModuleDict):
+    """The clean statistics of a backbone's layers: of its normalisation layers, or else of its convolutions.
+
+    Empty where the backbone has BatchNorm, whose statistics serve. The layers get a hook, see [`Alignment`].
+
+    Args:
+        backbone (`nn.Module`): the backbone; nothing of it is run.
+    """
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        drop_hooks(backbone, Alignment)  # of a model that the backbone comes out of
+        for name, layer in aligned_layers(backbone):
+            channels = last_channels(layer)
+            if channels is None:
+                continue
+            statistics = self[_key(name)] = LayerStatistics(channels)
+            layer.register_forward_hook(Alignment(name, statistics, _channel_axis(layer)))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is anything to align with."""
+        values: list[LayerStatistics] = list(self.values())  # type: ignore[arg-type]
+        return any(one.is_measured for one in values)
+
+    def forget(self) -> None:
+        """Back to nothing measured."""
+        for statistics in self.values():
+            statistics.forget()  # type: ignore[operator]
+
+    def measure(self, parts: Iterable[Sums]) -> None:
+        """Takes over what [`collected_statistics`] collected, in parts, from plain passes and signal passes."""
+        totals: Sums = {}
+        for sums in parts:
+            for key, new in sums.items():
+                old = totals.get(key)
+                totals[key] = new if old is None else tuple(a + b for a, b in zip(old, new, strict=True))  # type: ignore
+        for name, statistics in self.items():
+            values = {}
+            for prefix in ("", "signal_"):
+                if (found := totals.get(f"{prefix}{name.replace('/', '.')}")) is None:
+                    break  # a layer behind the pooling, whose output has no space
+                count, total, squares = found
+                values[f"{prefix}mean"] = total / count
+                values[f"{prefix}std"] = (squares / count - (total / count).square()).clamp_min(0).sqrt()
+            else:
+                statistics.store(**values)  # type: ignore[operator]
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # names of modules hold no dots
+
+
+def aligned_layers(backbone: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Names and layers whose output can be aligned: normalisation layers, or else convolutions."""
+    modules = list(backbone.named_modules())
+    if any(isinstance(module, SplitBatchNorm) for _, module in modules):
+        return []
+    norms = [(name, module) for name, module in modules if type(module).__name__.endswith(_NORM_LAYERS)]
+    return norms or [(name, module) for name, module in modules if isinstance(module, nn.Conv2d)]
+
+
+def _channel_axis(layer: nn.Module) -> int:
+    if isinstance(layer, (nn.Conv2d, nn.GroupNorm)) or getattr(layer, "data_format", None) == "channels_first":
+        return 1
+    return -1

@@ -1,0 +1,226 @@
+"""What clean images look like to a model: the reference of the shift test, saved with the weights."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .clean_buffers_it3 import CleanBuffers
+
+
+# Sizes of groups of images that limits are measured for; those between are interpolated.
+GROUP_SIZES = tuple(4**power for power in range(6))
+# Standard errors of a normal distribution: a group of clean images lies above a limit of level z with the probability
+# 1 - Phi(z).
+LEVELS = (0.0, 1.0, 2.0, 3.0)
+_RESAMPLES = 4000
+_RESAMPLES_AT_ONCE = 500
+# Images that groups are drawn from; means and deviations are those of all.
+_MAX_POOL = 1000
+# A class that few clean images were predicted as counts as if it had as many more of the mean image.
+_PRIOR_IMAGES = 4
+# Mean features of classes are kept up to this number of values.
+_MAX_CLASS_VALUES = 2_000_000
+
+
+@dataclass
+class Observation:
+    """What a model sees in N images without a label signal.
+
+    Args:
+        features (`Tensor` of shape `(N, F)`): the first features, see [`ShiftReference`].
+        classes (`Tensor` of shape `(N,)`): the class that each is predicted as.
+        distances (`Tensor` of shape `(N,)`): the idempotence distances.
+    """
+
+    features: Tensor
+    classes: Tensor
+    distances: Tensor
+
+    def __len__(self) -> int:
+        return len(self.distances)
+
+    def __getitem__(self, chosen: Tensor | slice) -> "Observation":
+        return Observation(self.features[chosen], self.classes[chosen], self.distances[chosen])
+
+    @classmethod
+    def join(cls, parts: "list[Observation]") -> "Observation":
+        """Several observations as one."""
+        names = ("features", "classes", "distances")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+    @classmethod
+    def empty(cls, reference: "ShiftReference") -> "Observation":
+        """Of no images."""
+        features = torch.zeros(0, reference.feature_mean.shape[1])
+        return cls(features, torch.zeros(0, dtype=torch.long), torch.zeros(0))
+
+    def together(self) -> "Observation":
+        """All images as one group: shape `(1, N, ...)`."""
+        return Observation(self.features[None], self.classes[None], self.distances[None])
+
+    def each(self) -> "Observation":
+        """Each image as a group of its own: shape `(N, 1, ...)`."""
+        return Observation(self.features[:, None], self.classes[:, None], self.distances[:, None])
+
+    def cpu(self) -> "Observation":
+        """The same in the computer's memory."""
+        return Observation(self.features.cpu(), self.classes.cpu(), self.distances.cpu())
+
+
+class ShiftReference(CleanBuffers):
+    """First features and idempotence distances of clean images, and how far groups of them lie from the mean.
+
+    First features are the mean and the standard deviation over space of each channel of the injection layer's output:
+    `F = 2 x channels` numbers per image. They are compared with those of clean images that are predicted as the same
+    class, so that clean images of one class alone look clean.
+
+    Args:
+        channels (`int`): of the injection layer.
+        num_classes (`int`): classes of which an image has one; 1 where it has none, or several.
+    """
+
+    num_images: Tensor
+    feature_mean: Tensor
+    feature_std: Tensor
+    distance_limits: Tensor
+    feature_limits: Tensor
+    share_limits: Tensor
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        rows = num_classes if num_classes * 2 * channels <= _MAX_CLASS_VALUES else 1
+        limits = (len(GROUP_SIZES), len(LEVELS))
+        self.add(
+            num_images=(1,),
+            feature_mean=(rows, 2 * channels),
+            feature_std=(2 * channels,),
+            distance_limits=limits,
+            feature_limits=limits,
+            share_limits=limits,
+        )
+        self.num_classes = num_classes
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is anything to compare with."""
+        return self.num_images.device.type != "meta" and self.num_images.item() > 0
+
+    @torch.no_grad()
+    def measure(self, clean: Observation, seed: int = 0) -> None:
+        """Takes clean images, predicted in eval mode, for the reference.
+
+        Args:
+            clean ([`Observation`]): of N images.
+            seed (`int`): of the groups that limits are resampled from.
+        """
+        clean = clean.cpu()
+        features, distances = clean.features.double(), clean.distances.double()
+        rows = self._rows_of(clean.classes)
+        sums = torch.zeros(self.feature_mean.shape, dtype=torch.float64).index_add_(0, rows, features)
+        counts = torch.bincount(rows, minlength=len(sums))[:, None].double()
+        mean = features.mean(0)
+        class_mean = (sums + _PRIOR_IMAGES * mean) / (counts + _PRIOR_IMAGES)
+        residuals = features - class_mean[rows]
+        std = residuals.std(0) if len(features) > 1 else torch.zeros_like(mean)
+        std[std <= 1e-6 * mean.abs().clamp_min(1e-6)] = math.inf  # a feature that is always the same tells nothing
+        deviation = distances.std() if len(distances) > 1 else torch.zeros(())
+        standardised = (distances - distances.mean()) / deviation.clamp_min(1e-12)
+        pool = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:_MAX_POOL]
+        shares = torch.nn.functional.one_hot(clean.classes[pool], self.num_classes).float()
+        self.store(
+            num_images=torch.tensor([float(len(features))]),
+            feature_mean=class_mean,
+            feature_std=std,
+            distance_limits=_group_limits(standardised[pool, None].float(), lambda means: means[:, 0], seed),
+            feature_limits=_group_limits((residuals / std)[pool].float(), lambda means: means.square().mean(1), seed),
+            share_limits=_group_limits(shares, lambda means: means.amax(1), seed, as_they_are=True),
+        )
+
+    def _rows_of(self, classes: Tensor) -> Tensor:
+        return classes if len(self.feature_mean) > 1 else torch.zeros_like(classes)
+
+    def feature_statistics(self, groups: Observation) -> Tensor:
+        """How far the first features `(G, n, F)` of G groups of n images lie from those of clean images, shape `(G,)`:
+        the mean over features of `n x ((mean - clean mean) / clean standard deviation)^2`, about 1 for clean ones."""
+        residuals = groups.features.float() - self.feature_mean[self._rows_of(groups.classes)]
+        size = groups.distances.shape[1]
+        means = residuals.mean(1) / self.feature_std * scale(size, self.num_images.item())
+        return means.square().mean(1)
+
+    def are_of_few_classes(self, classes: Tensor) -> Tensor:
+        """Which groups of predicted classes `(G, n)` are less mixed than groups of clean images, shape `(G,)`: one
+        class has a larger share than any has in 739 of 740 of these."""
+        count, size = classes.shape
+        if not self.is_measured or self.num_classes < 2 or size < 2:
+            return torch.zeros(count, dtype=torch.bool, device=classes.device)
+        limit = self.limits("share", size)[-1]
+        return torch.stack([torch.bincount(group).max() / size > limit for group in classes])
+
+    def limits(self, name: str, size: int) -> list[float]:
+        """Limits of one statistic (`"distance"`, `"feature"` or `"share"`) for groups of a size, one for each of
+        [`LEVELS`]."""
+        table = self.get_buffer(f"{name}_limits").cpu()
+        position = min(max(math.log(size, 4), 0.0), len(GROUP_SIZES) - 1.0)
+        low = min(int(position), len(GROUP_SIZES) - 2)
+        row = torch.lerp(table[low], table[low + 1], position - low)
+        return row.cummax(0).values.tolist()
+
+
+def scale(size: float, reference_size: float) -> float:
+    """What the difference of two means, of groups of these sizes, is multiplied by to have unit variance."""
+    return 1 / math.sqrt(1 / size + 1 / reference_size)
+
+
+def in_standard_errors(value: float, limits: list[float]) -> float:
+    """The level at which a value is the limit: the standard errors of a normal distribution that it lies above the
+    median of clean images. Beyond [`LEVELS`], the last two of them go on as a straight line."""
+    if not any(limits):  # nothing was measured
+        return value
+    for low in range(len(LEVELS) - 1):
+        if value <= limits[low + 1] or low == len(LEVELS) - 2:
+            width = max(limits[low + 1] - limits[low], 1e-9)
+            return LEVELS[low] + (value - limits[low]) / width * (LEVELS[low + 1] - LEVELS[low])
+    raise AssertionError("the last interval takes what is left")
+
+
+def limit_at(level: float, limits: list[float]) -> float:
+    """The value that lies at a level: the inverse of [`in_standard_errors`]."""
+    if not any(limits):
+        return level
+    low = min(max(int(level), 0), len(LEVELS) - 2)
+    return limits[low] + (level - LEVELS[low]) * max(limits[low + 1] - limits[low], 1e-9)
+
+
+def _group_limits(
+    values: Tensor, statistic: Callable[[Tensor], Tensor], seed: int, as_they_are: bool = False
+) -> Tensor:
+    """Quantiles of a statistic of groups of clean images, `(GROUP_SIZES, LEVELS)`, by the bootstrap.
+
+    Both the group and the reference that it is compared with are drawn anew from values `(N, F)` of mean 0 and
+    variance 1, so that the limits hold for few reference images, too; means of values `as_they_are` are compared with
+    none.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count = len(values)
+    rates = torch.special.ndtr(torch.tensor(LEVELS, dtype=torch.float64)).float()
+    reference = 0.0 if as_they_are else _drawn_means(values, count, generator)
+    limits = []
+    for size in GROUP_SIZES:
+        means = _drawn_means(values, size, generator)
+        if not as_they_are:
+            means = (means - reference) * scale(size, count)
+        limits.append(torch.quantile(statistic(means), rates))
+    return torch.stack(limits)
+
+
+def _drawn_means(values: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Means of `_RESAMPLES` groups of this number of rows, drawn with replacement: `(_RESAMPLES, F)`."""
+    means = []
+    for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE):
+        drawn = torch.randint(len(values), (_RESAMPLES_AT_ONCE, size), generator=generator)
+        counts = torch.zeros(_RESAMPLES_AT_ONCE, len(values)).scatter_add_(1, drawn, torch.ones(drawn.shape))
+        means.append(counts @ values / size)
+    return torch.cat(means)

@@ -1,0 +1,181 @@
+"""What a model knows of clean images, and the shift test that asks about it."""
+
+import copy
+import math
+
+import pytest
+import torch
+from trainer_fixtures import quiet_arguments
+
+from hf_it3 import IT3ForImageClassification, IT3Trainer, TestTimeAdapter
+from hf_it3.it3.shift_reference_it3 import (
+    GROUP_SIZES,
+    LEVELS,
+    Observation,
+    ShiftReference,
+    in_standard_errors,
+    limit_at,
+)
+from hf_it3.it3.shift_test_it3 import CleanReference, ShiftTest, observe
+
+
+def drawn(count: int, seed: int, shift: float = 0.0, classes: int = 3, only: int | None = None) -> Observation:
+    """Images whose features depend on their class, and are correlated with each other."""
+    generator = torch.Generator().manual_seed(seed)
+    kinds = torch.randint(classes, (count,), generator=generator) if only is None else torch.full((count,), only)
+    mixing = torch.randn(8, 8, generator=torch.Generator().manual_seed(99))
+    features = torch.randn(count, 8, generator=generator) @ mixing + kinds[:, None] * 2.0 + shift
+    return Observation(features, kinds, torch.rand(count, generator=generator) - 1)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    made = ShiftReference(4, 3)
+    made.measure(drawn(3000, 0))
+    return made
+
+
+DISTANCES = {"mean": -0.5, "std": 12**-0.5, "num_images": 3000}
+
+
+def test_the_statistic_is_the_mean_square_of_standardised_means(reference):
+    group = drawn(50, 1, shift=0.3)
+    total = 0.0
+    for feature in range(8):
+        residuals = [
+            (group.features[i, feature] - reference.feature_mean[group.classes[i], feature]).item() for i in range(50)
+        ]
+        mean = sum(residuals) / 50
+        total += (mean / reference.feature_std[feature].item()) ** 2 / (1 / 50 + 1 / 3000)
+    assert reference.feature_statistics(group.together()).item() == pytest.approx(total / 8, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 4, 10, 64, 300])
+def test_clean_groups_seldom_exceed_the_limit_at_3(reference, size):
+    test = ShiftTest(3.0, reference, DISTANCES, None)
+    groups = [drawn(size, 1000 + seed).together() for seed in range(400)]
+    opened = sum(test.opens(group, test.scores(group)).item() for group in groups)
+    assert opened <= 0.02 * len(groups)
+
+
+def test_half_of_the_clean_groups_lie_below_the_median(reference):
+    test = ShiftTest(0.0, reference, DISTANCES, None)
+    groups = [drawn(20, 5000 + seed).together() for seed in range(200)]
+    below = sum(test.scores(group).distance.item() < 0 for group in groups)
+    assert 60 <= below <= 140
+    median = reference.limits("feature", 20)[0]
+    below = sum(reference.feature_statistics(group).item() < median for group in groups)
+    assert 60 <= below <= 140
+
+
+def test_a_shift_that_leaves_the_distance_alone_is_seen_by_the_features(reference):
+    test = ShiftTest(3.0, reference, DISTANCES, None)
+    group = drawn(64, 2, shift=1.5).together()
+    scores = test.scores(group)
+    assert scores.distance.item() < 3 < scores.features.item()
+    assert test.opens(group, scores).all()
+
+
+def test_sorted_clean_images_are_not_taken_for_shifted_ones(reference):
+    test = ShiftTest(3.0, reference, DISTANCES, None)
+    for only in range(3):
+        group = drawn(64, 3, only=only)
+        assert reference.are_of_few_classes(group.classes[None]).all()
+        assert not test.opens(group.together(), test.scores(group.together())).any()
+    far = drawn(64, 3, only=1, shift=20.0).together()
+    assert test.opens(far, test.scores(far)).all()
+
+
+def test_scores_and_limits_are_each_others_inverse():
+    limits = [0.8, 1.9, 4.1, 7.0]
+    for level in (-1.0, 0.0, 0.5, 2.0, 2.9, 3.0, 5.0):
+        assert in_standard_errors(limit_at(level, limits), limits) == pytest.approx(level)
+    assert in_standard_errors(2.5, [0.0] * 4) == 2.5
+
+
+def test_the_distance_limit_is_where_the_gate_opens(reference):
+    test = ShiftTest(3.0, reference, DISTANCES, None)
+    limit = test.distance_limit(30)
+    for offset in (-1e-4, 1e-4):
+        group = drawn(30, 4)
+        group.distances[:] = limit + offset
+        assert (test.scores(group.together()).distance > 3).item() is (offset > 0)
+
+
+@pytest.mark.parametrize("gate", [None, math.inf])
+def test_a_gate_may_always_or_never_open(gate, reference):
+    test = ShiftTest(gate, reference, DISTANCES, None)
+    for group in (drawn(16, 5).together(), drawn(16, 5, shift=50.0).together()):
+        assert test.opens(group, test.scores(group)).item() is (gate is None)
+
+
+def test_tables_have_a_row_for_each_size_and_grow_with_the_level(reference):
+    for name in ("distance", "feature", "share"):
+        table = reference.get_buffer(f"{name}_limits")
+        assert table.shape == (len(GROUP_SIZES), len(LEVELS))
+        assert (table.diff(dim=1) >= 0).all()
+
+
+def test_features_that_are_always_the_same_tell_nothing():
+    clean = drawn(200, 6)
+    clean.features[:, 2] = 7.0
+    reference = ShiftReference(4, 3)
+    reference.measure(clean)
+    group = drawn(16, 7)
+    group.features[:, 2] = 8.0
+    assert reference.feature_statistics(group.together()).isfinite().all()
+
+
+class TestModel:
+    def test_first_features_are_means_and_deviations_of_the_stems_channels(self, model, images):
+        seen = observe(model, images)
+        features = []
+        layer = model.backbone.get_submodule(model.config.injection_layer)
+        handle = layer.register_forward_hook(lambda *call: features.append(call[2]), prepend=True)
+        with torch.no_grad():
+            logits = model(images).logits
+        handle.remove()
+        expected = torch.cat([features[0].mean((2, 3)), features[0].std((2, 3), correction=0)], 1)
+        torch.testing.assert_close(seen.features, expected)
+        assert torch.equal(seen.classes, logits.argmax(1))
+
+    def test_the_output_says_which_statistic_saw_the_shift(self, model, images, shifted_images):
+        clean, shifted = model.adapt(images), model.adapt(shifted_images)
+        assert not clean.adapted.any()
+        assert clean.distance_shift.unique().numel() == clean.feature_shift.unique().numel() == 1
+        assert max(clean.distance_shift[0], clean.feature_shift[0]) <= 3 < shifted.feature_shift[0]
+
+    def test_training_measures_all_of_it(self, random_model, train_rows, tmp_path):
+        model = random_model
+        arguments = quiet_arguments(tmp_path, max_steps=1, reference_images=48)
+        IT3Trainer(model, arguments, train_dataset=train_rows[:64]).train()
+        assert model.config.reference_distance["num_images"] == 48
+        assert model.shift_reference.is_measured
+        assert model.feature_statistics.is_measured
+        assert model.config.reference_distance["num_images"] == model.shift_reference.num_images.item()
+
+    def test_a_reference_can_be_kept_and_put_back(self, model, random_model):
+        before, other = CleanReference.of(model), CleanReference.of(random_model)
+        other.store_in(model)
+        assert not model.shift_reference.is_measured
+        assert model.config.reference_distance is None
+        before.store_in(model)
+        again = CleanReference.of(model)
+        assert again.distances == before.distances
+        assert all(torch.equal(again.buffers[key], value) for key, value in before.buffers.items())
+
+    def test_a_stream_that_is_saved_goes_on_with_what_it_saw(self, model, images, shifted_images):
+        first, second = (TestTimeAdapter(model, scope="stream") for _ in range(2))
+        first(images[:32])
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        one, two = first(shifted_images[:16]), second(shifted_images[:16])
+        assert torch.equal(one.feature_shift, two.feature_shift)
+        torch.testing.assert_close(one.logits, two.logits)
+
+    def test_distances_that_are_not_finite_leave_nothing_behind(self, model, train_rows, tmp_path, caplog):
+        with torch.no_grad():
+            model.backbone.fc4.bias.fill_(math.nan)
+        trainer = IT3Trainer(model, quiet_arguments(tmp_path, reference_images=16), train_dataset=train_rows)
+        assert trainer.measure_reference_distance() is None
+        assert not model.shift_reference.is_measured
+        assert not IT3ForImageClassification.from_backbone(model.backbone).shift_reference.is_measured
