@@ -118,9 +118,11 @@ class ShiftTest:
             return torch.ones(len(groups), dtype=torch.bool)
         if not self.sees_features:
             return scores.distance > gate
-        size = groups.distances.shape[1]
-        far = limit_at(gate, self.reference.limits("feature", size)) * _ORDER_FACTOR if gate != math.inf else gate
-        by_order = self.reference.feature_statistics(groups).cpu() > far
+        limits = self.reference.limits("feature", groups.distances.shape[1])
+        far = gate
+        if gate != math.inf:
+            far = in_standard_errors(limit_at(gate, limits) * _ORDER_FACTOR / _DRIFT_FACTOR, limits)
+        by_order = scores.features > far
         shifted = (scores.distance > gate) | (scores.features > gate)
         return torch.where(self.reference.are_of_few_classes(groups.classes).cpu(), by_order, shifted)
 
