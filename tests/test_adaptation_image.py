@@ -187,6 +187,46 @@ class TestAugmentations:
         unrelated = (images - images.roll(1, 0)).abs().mean()
         assert (difference < unrelated).all()
 
+    def test_every_second_copy_is_mirrored(self, images):
+        copies = Augmentation(4, ["flip"]).apply(images)
+        for position, copy_ in enumerate(copies.unbind(1)):
+            torch.testing.assert_close(copy_, images.flip(-1) if position % 2 else images, rtol=0, atol=1e-4)
+
+    def test_crops_show_at_least_three_quarters_of_each_side_and_nothing_from_outside(self):
+        rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(80.0), indexing="ij")
+        copies = Augmentation(32, ["crop"]).apply(torch.stack([rows, columns])[None])[0]
+        for image in copies[1:]:
+            for channel, side in ((0, 40), (1, 80)):
+                low, high = image[channel].min().item(), image[channel].max().item()
+                assert low >= 0
+                assert high <= side - 1
+                assert 0.75 * side - 2 <= high - low + 1 <= side
+        corners = torch.tensor([[image[0].min(), image[1].min()] for image in copies[1:]])
+        assert (corners.std(0) > 0.5).all()
+
+    def test_colors_change_brightness_and_contrast_alone(self, images):
+        copies = Augmentation(3, ["color"]).apply(images)
+        assert torch.equal(copies[:, 0], images)
+        for copy_ in copies.unbind(1)[1:]:
+            design = torch.stack([images.flatten(), torch.ones(images.numel())], 1)
+            factor, offset = torch.linalg.lstsq(design, copy_.flatten()[:, None]).solution.flatten().tolist()
+            assert 0.9 <= factor <= 1.1
+            assert -0.1 <= offset <= 0.1
+            torch.testing.assert_close(copy_, images * factor + offset, rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("kinds", [["flip"], ["warp", "flip"], ["color"], ["flip", "color"]], ids=str)
+    def test_maps_of_the_copies_go_back_to_the_image(self, kinds):
+        image = torch.nn.functional.interpolate(torch.rand(1, 1, 8, 12), (64, 96), mode="bicubic")
+        augmentation = Augmentation(5, kinds)
+        maps = augmentation.apply(image)
+        back = augmentation.undo(maps)
+        inside = (slice(None), slice(None), slice(None), slice(16, -16), slice(16, -16))
+        expected = image[:, None].expand_as(back) if "color" not in kinds else None
+        if expected is not None:
+            torch.testing.assert_close(back[inside], expected[inside], rtol=0, atol=0.1)
+        elif kinds == ["color"]:
+            assert torch.equal(back, maps)
+
     def test_an_even_image_stays_even(self):
         copies = Augmentation(8).apply(torch.full((1, 1, 9, 9), 0.7))
         torch.testing.assert_close(copies, torch.full((1, 8, 1, 9, 9), 0.7))

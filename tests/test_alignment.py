@@ -9,6 +9,7 @@ from transformers import ConvNextConfig, ResNetConfig, ViTConfig
 
 from hf_it3 import IT3CNNConfig, IT3Config, IT3ForImageClassification, TestTimeAdapter
 from hf_it3.it3.alignment_it3 import aligned_layers, collected_statistics
+from hf_it3.it3.augmentation_it3 import Augmentation
 from hf_it3.it3.batchnorm_it3 import norm_statistics
 from hf_it3.it3.shift_reference_it3 import Observation
 from hf_it3.it3.shift_test_it3 import observe, store_reference
@@ -105,6 +106,17 @@ def test_the_first_layer_is_aligned_by_the_formula(prior_count, clean):
         torch.testing.assert_close(aligned[:, channel], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_images_are_aligned_one_by_one_where_asked_for(name, clean):
+    model = measured(name, clean)
+    images = clean[:5] * 0.4 + 1.0
+    with torch.no_grad(), norm_statistics("mixed", 2, per_image=True):
+        together = model(images).logits
+    with torch.no_grad(), norm_statistics("mixed", 2):
+        alone = torch.cat([model(image[None]).logits for image in images])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
 def test_alignment_takes_a_change_of_brightness_and_contrast_back(clean):
     model = measured("cnn", clean)
     with torch.no_grad():
@@ -122,7 +134,21 @@ def test_it_is_what_auto_means_where_clean_images_were_measured(clean):
     resnet = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=10)
     with_batch_norm = IT3ForImageClassification(IT3Config(backbone_config=resnet))
     assert len(with_batch_norm.feature_statistics) == 0
-    assert TestTimeAdapter(with_batch_norm).config.norm_statistics == "mixed"
+    assert TestTimeAdapter(with_batch_norm).config.norm_statistics == "shrunk"
+    assert TestTimeAdapter(with_batch_norm, scope="average").config.norm_statistics == "source"
+
+
+def test_averaging_aligns_the_images_that_the_gate_sees_shifted(clean):
+    model = measured("cnn", clean)
+    images = torch.cat([clean[:3], clean[3:6] * 0.2 + 3.0])
+    output = TestTimeAdapter(model, scope="average", augmentations=3)(images)
+    assert output.averaged.all()
+    assert output.adapted.tolist() == [False] * 3 + [True] * 3
+    views = Augmentation(3).apply(images)
+    for image, copies in enumerate(views):
+        with torch.no_grad(), norm_statistics("mixed" if image >= 3 else "source", 2):
+            answers = torch.cat([model(one[None]).logits.softmax(1) for one in copies])
+        torch.testing.assert_close(output.logits[image].softmax(0), answers.mean(0), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("setting", ["source", "batch"])
@@ -139,7 +165,7 @@ def test_other_statistics_leave_features_alone(setting, clean):
 def test_every_scope_adapts_with_aligned_features_and_leaves_the_model_alone(name, scope, clean):
     model = measured(name, clean)
     before = copy.deepcopy(model.state_dict())
-    output = TestTimeAdapter(model, scope=scope, gate=None)(clean[:6] + 1)
+    output = TestTimeAdapter(model, scope=scope, gate=None, norm_statistics="mixed")(clean[:6] + 1)
     assert output.adapted.all()
     assert output.logits.isfinite().all()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -147,8 +173,9 @@ def test_every_scope_adapts_with_aligned_features_and_leaves_the_model_alone(nam
 
 def test_an_image_alone_is_aligned_as_a_batch_of_one(clean):
     model = measured("cnn", clean)
-    together = TestTimeAdapter(model, scope="image", gate=None, num_steps=0)(clean[:3] + 1).logits
-    alone = TestTimeAdapter(model, single_image="batch", gate=None, num_steps=0)
+    settings = {"gate": None, "num_steps": 0, "prior_count": 4}
+    together = TestTimeAdapter(model, scope="image", **settings)(clean[:3] + 1).logits
+    alone = TestTimeAdapter(model, single_image="batch", **settings)
     for image, logits in zip(clean[:3] + 1, together, strict=True):
         torch.testing.assert_close(logits[None], alone(image[None]).logits, atol=1e-5, rtol=1e-5)
 

@@ -98,6 +98,45 @@ def test_mixed_statistics_weigh_the_training_statistics_as_so_many_images(featur
         assert torch.equal(buffer, before[name]), "evaluation wrote statistics"
 
 
+def shrinkage(features, mean, var):
+    """How much of the distance of a batch's means from those of training chance explains, channel by channel."""
+    by_chance = distance = 0.0
+    for channel in range(features.shape[1]):
+        means = [image[channel].mean().item() for image in features]
+        average = sum(means) / len(means)
+        variance = sum((value - average) ** 2 for value in means) / (len(means) - 1)
+        by_chance += variance / len(means) / (var[channel].item() + 1e-5)
+        distance += (average - mean[channel].item()) ** 2 / (var[channel].item() + 1e-5)
+    return min(1.0, by_chance / distance)
+
+
+@pytest.mark.parametrize(("shift", "low", "high"), [(0.0, 0.5, 1.0), (0.3, 0.05, 0.5), (3.0, 0.0, 0.01)])
+def test_shrunk_statistics_keep_as_much_of_training_as_chance_explains(features, shift, low, high):
+    split = SplitBatchNorm(batch_norm()).eval()
+    images = (features - 1) / 2 + split.running_mean.view(1, 3, 1, 1) + shift
+    share = shrinkage(images, split.running_mean, split.running_var)
+    assert low <= share <= high
+    own_var, own_mean = torch.var_mean(images, (0, 2, 3), unbiased=False)
+    mean = share * split.running_mean + (1 - share) * own_mean
+    var = share * split.running_var + (1 - share) * own_var
+    expected = nn.functional.batch_norm(images, mean, var, split.weight, split.bias, eps=split.eps)
+    with norm_statistics("shrunk", 16):
+        torch.testing.assert_close(split(images), expected)
+        alone = split(images[:1])
+    with norm_statistics("mixed", 16):
+        torch.testing.assert_close(alone, split(images[:1]))
+
+
+@pytest.mark.parametrize("kind", ["batch", "mixed", "shrunk"])
+def test_statistics_per_image_are_those_of_a_batch_of_one(features, kind):
+    split = SplitBatchNorm(batch_norm()).eval()
+    with norm_statistics(kind, 4, per_image=True):
+        together = split(features)
+    with norm_statistics(kind, 4):
+        alone = torch.cat([split(image[None]) for image in features])
+    torch.testing.assert_close(together, alone)
+
+
 def before_statistics(buffers):
     return buffers["running_mean"], buffers["running_var"]
 

@@ -25,6 +25,7 @@ from hf_it3 import IT3ForImageClassification, IT3Trainer, IT3TrainingArguments
 
 
 IMAGE_SIZE = 64
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Of ImageNet, which EfficientNet-Lite0 was trained on.
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -96,7 +97,7 @@ BATCH_SIZE = 32
 
 def normalize(pixels: Tensor) -> Tensor:
     """Pixels in [0, 1] as the models take them."""
-    return (pixels - MEAN) / STD
+    return (pixels - MEAN.to(pixels.device)) / STD.to(pixels.device)
 
 
 def build_classifier(name: str, num_labels: int) -> PreTrainedModel:
@@ -110,7 +111,7 @@ def build_classifier(name: str, num_labels: int) -> PreTrainedModel:
 
 def augment(pixels: Tensor) -> Tensor:
     """Randomly cropped, mirrored and recoloured copies of images `(B, 3, H, W)` in [0, 1]."""
-    count = len(pixels)
+    count, device = len(pixels), pixels.device
     scale = torch.empty(count).uniform_(0.6, 1.0)
     aspect = torch.empty(count).uniform_(0.87, 1.15)
     flip = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
@@ -118,10 +119,10 @@ def augment(pixels: Tensor) -> Tensor:
     zero = torch.zeros(count)
     rows = [(flip * scale * aspect, zero, shift[:, 0]), (zero, scale / aspect, shift[:, 1])]
     matrices = torch.stack([torch.stack(row, -1) for row in rows], 1)
-    grid = F.affine_grid(matrices, list(pixels.shape), align_corners=False)
+    grid = F.affine_grid(matrices.to(device), list(pixels.shape), align_corners=False)
     pixels = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
     gain = torch.empty(count, 3, 1, 1).uniform_(0.9, 1.1) * torch.empty(count, 1, 1, 1).uniform_(0.85, 1.15)
-    return (pixels * gain).clamp(0, 1)
+    return (pixels * gain.to(device)).clamp(0, 1)
 
 
 def train_classifier(model: nn.Module, pixels: Tensor, labels: Tensor, epochs: int, learning_rate: float) -> None:
@@ -129,7 +130,8 @@ def train_classifier(model: nn.Module, pixels: Tensor, labels: Tensor, epochs: i
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.05)
     steps = epochs * (len(pixels) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.15)
-    model.train()
+    model.to(DEVICE).train()
+    pixels, labels = pixels.to(DEVICE), labels.to(DEVICE)
     for epoch in range(epochs):
         losses = []
         for rows in torch.randperm(len(pixels)).split(BATCH_SIZE)[: len(pixels) // BATCH_SIZE]:
@@ -140,7 +142,7 @@ def train_classifier(model: nn.Module, pixels: Tensor, labels: Tensor, epochs: i
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            losses.append(loss.item())
+            losses.append(loss.detach())
         print(f"epoch {epoch + 1} of {epochs}: loss {sum(losses) / len(losses):.3f}", flush=True)
     model.eval()
 
@@ -196,4 +198,4 @@ def load_or_train(
         train_classifier(classifier, *train.tensors, *RECIPES[name])
         classifier.save_pretrained(directory / "classifier")
         make_idempotent(classifier, train, clean, names, directory)
-    return IT3ForImageClassification.from_pretrained(directory).eval()
+    return IT3ForImageClassification.from_pretrained(directory).to(DEVICE).eval()

@@ -5,10 +5,11 @@ import difflib
 import math
 import numbers
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .augmentation_it3 import AUGMENTATIONS
 from .distances_it3 import DISTANCES
 from .optimizers_it3 import OPTIMIZERS
 
@@ -17,7 +18,7 @@ SCOPES = ("batch", "image", "stream", "average")
 SINGLE_IMAGES = ("average", "image", "batch")
 ANCHORS = ("frozen", "ema", "self")
 PARAMETER_GROUPS = ("all", "norm", "bias")
-NORM_STATISTICS = ("auto", "source", "batch", "mixed")
+NORM_STATISTICS = ("auto", "source", "batch", "mixed", "shrunk")
 
 
 @dataclass
@@ -50,20 +51,23 @@ class AdaptationConfig:
             SHOT, ICML 2020), which keeps a batch from collapsing into one class.
         max_class_share (`float`): above this share of one class among a batch's predictions before the first step, the
             diversity term is dropped for that batch.
-        norm_statistics (`"auto"`, `"source"`, `"batch"` or `"mixed"`): statistics of BatchNorm layers at test time:
-            those of training; those of the batch; both, with the former counting as `prior_count` images (Schneider et
-            al., NeurIPS 2020). In backbones without BatchNorm, `"mixed"` gives features the statistics of clean
-            images, where those were measured, see [`Alignment`]. `"auto"` means `"mixed"` in backbones with BatchNorm
-            and in classifiers of which clean images were measured, else `"source"`.
-        prior_count (`int` or `None`): weight of the training statistics in `"mixed"`, in images.
+        norm_statistics (`"auto"`, `"source"`, `"batch"`, `"mixed"` or `"shrunk"`): statistics of BatchNorm layers at
+            test time: those of training; those of the batch; both, with the former counting as `prior_count` images
+            (Schneider et al., NeurIPS 2020); both, with the former weighing as much as chance explains of their
+            distance. In backbones without BatchNorm, the last two give features the statistics of clean images, where
+            those were measured, see [`Alignment`]. `"auto"` takes what was measured best for the kind of backbone.
+        prior_count (`int` or `None`): weight of the training statistics in `"mixed"`, in images; in `"shrunk"` of
+            batches that seem to be sorted by class. In scopes `"image"` and `"average"` they are mixed with those of
+            each image by itself.
         gate (`float` or `None`): adapt only where those who share weights lie this many standard errors from clean
             images, by their mean idempotence distance or by their first features, see [`ShiftTest`]. `None` always
             adapts, infinity never.
         gate_window (`int`): scope `"stream"`: number of latest images that the gate looks at.
         ema_decay (`float`): decay of the moving average per step, for anchor `"ema"`.
         max_grad_norm (`float` or `None`): clips the norm of the gradient (of each image's own for scope `"image"`).
-        augmentations (`int`): scope `"average"`: number of copies of each image, itself included, that differ by
-            small shifts, rotations and scalings.
+        augmentations (`int`): scope `"average"`: number of copies of each image, itself included.
+        augmentation_kinds (`list[str]`): scope `"average"`: how copies differ, see [`Augmentation`]: `"warp"` (small
+            shifts, rotations and scalings), `"crop"`, `"flip"` (left to right, not for digits), `"color"`.
         augmentation_steps (`int`): scope `"average"`: optimizer steps on the objective over an image's copies before
             they are averaged; these change weights, for this image alone.
         single_image (`"average"`, `"image"` or `"batch"`): what scope `"batch"` does with a batch of one image, the
@@ -108,6 +112,7 @@ class AdaptationConfig:
     ema_decay: float = 0.99
     max_grad_norm: float | None = None
     augmentations: int = 8
+    augmentation_kinds: Sequence[str] = ("warp",)
     augmentation_steps: int = 0
     single_image: str = "average"
     chunk_size: int | None = None
@@ -140,6 +145,7 @@ class AdaptationConfig:
         self._check_number("ema_decay", float, 0, 1)
         self._check_number("max_grad_norm", float, 0, optional=True)
         self._check_number("augmentations", int, 0)
+        self._check_kinds()
         self._check_number("augmentation_steps", int, 0)
         self._check_number("chunk_size", int, 1, optional=True)
         for name in ("vectorize", "collapse_guard"):
@@ -175,6 +181,13 @@ class AdaptationConfig:
         # Numbers of numpy are accepted, but JSON does not know them.
         setattr(self, name, int(value) if isinstance(value, numbers.Integral) else float(value))
 
+    def _check_kinds(self) -> None:
+        kinds = self.augmentation_kinds
+        is_list = isinstance(kinds, Sequence) and not isinstance(kinds, str)
+        if not is_list or not kinds or any(kind not in AUGMENTATIONS for kind in kinds):
+            raise self._error("augmentation_kinds", f"must be a list of {', '.join(map(repr, AUGMENTATIONS))}")
+        self.augmentation_kinds = tuple(dict.fromkeys(kinds))
+
     def _check_parameters(self) -> None:
         if self.parameters is None:
             return
@@ -204,7 +217,8 @@ class AdaptationConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; a callable becomes its qualified name, which cannot be loaded again."""
         values = {name: describe_callable(value) for name, value in vars(self).items()}
-        return {**values, "gate": "inf" if self.gate == math.inf else self.gate}
+        kinds = list(self.augmentation_kinds)
+        return {**values, "gate": "inf" if self.gate == math.inf else self.gate, "augmentation_kinds": kinds}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "AdaptationConfig":

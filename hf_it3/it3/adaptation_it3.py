@@ -95,12 +95,12 @@ class TestTimeAdapter:
         self.model = idempotent_model(model)
         config = self.model.config.adaptation if config is None else config
         settings = resolve_adaptation(config, "config").replace(**overrides)
-        resolved = resolve_defaults(settings, self.model)
-        check_named(settings, resolved, overrides)
-        self._configure(resolved)
+        check_named(settings, resolve_defaults(settings, self.model), overrides)
+        self._configure(settings)
 
-    def _configure(self, config: AdaptationConfig) -> None:
-        self.config = config
+    def _configure(self, settings: AdaptationConfig) -> None:
+        self._settings = settings
+        self.config = resolve_defaults(settings, self.model)
         self._lock = threading.RLock()
         self._build()
 
@@ -113,24 +113,30 @@ class TestTimeAdapter:
         self.shell = ModelShell(self.model, config.parameters)
         self.source_shell = ModelShell(self.model, None) if config.scope == "stream" else self.shell
         self.shared = SharedAdaptation(self.shell, self.source_shell, config, objective)
-        self.alone = {
-            "image": ImageAdaptation(self.shared, config, objective),
-            "average": ImageAdaptation(self.shared, config, objective, Augmentation(config.augmentations)),
-        }
+        self.alone = {scope: self._adaptation_alone(scope, objective) for scope in ("image", "average")}
         self.stream = Stream(self.shared, config) if config.scope == "stream" else None
         # Shift comes in runs: where the last call adapted, the next will probably, and keeps its first passes' graph.
         self._adapted_last = config.gate is None
         self._is_broken = False
         self._forget_counts()
 
+    def _adaptation_alone(self, scope: str, objective: Objective) -> ImageAdaptation:
+        """How images adapt that share weights with nobody; their defaults are others than those of a batch."""
+        config = resolve_defaults(self._settings.replace(scope=scope), self.model)
+        augmentation = None
+        if scope == "average":
+            config = config.replace(num_steps=config.augmentation_steps)
+            augmentation = Augmentation(config.augmentations, config.augmentation_kinds)
+        return ImageAdaptation(SharedAdaptation(self.shell, self.shell, config, objective, alone=True), augmentation)
+
     def __getstate__(self) -> dict[str, Any]:
         # Locks can be neither copied nor pickled, and a copy makes its own shells.
         stream = None if self.stream is None else self.stream.state_dict()
-        return {"model": self.model, "config": self.config, "stream": stream}
+        return {"model": self.model, "settings": self._settings, "stream": stream}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.model = state["model"]
-        self._configure(state["config"])
+        self._configure(state["settings"])
         if self.stream is not None:
             self.stream.load_state_dict(state["stream"])
 
@@ -198,6 +204,8 @@ class TestTimeAdapter:
         output = self._unadapted(first, usable, scope)
         chosen = self._who_adapts(output, first, usable, scope)
         self._adapted_last = bool(chosen.any())
+        if scope in self.alone and self.alone[scope].averages:
+            self._average(output, images, usable & ~chosen, scope)
         if self._adapted_last:
             self._answer(output, images, first, chosen, scope)
         return output
@@ -207,7 +215,8 @@ class TestTimeAdapter:
         if self.stream is None:
             self.shell.reset()
             self._forget_counts()
-        for shell in (self.shell, self.source_shell, self.shared.anchor_shell):
+        anchors = [shared.anchor_shell for shared in (self.shared, *(one.shared for one in self.alone.values()))]
+        for shell in (self.shell, self.source_shell, *anchors):
             if shell is not None:
                 shell.restore_buffers()
 
@@ -247,16 +256,11 @@ class TestTimeAdapter:
         return Passes.join([self.shared.first_passes(part, with_graph=False) for part in parts])
 
     def _who_adapts(self, output: AdaptationOutput, first: Passes, usable: Tensor, scope: str) -> Tensor:
-        """Which images, shape `(B,)` of bool, get another answer than the first pass; `output` tells why."""
-        config = self.config
+        """Which images, shape `(B,)` of bool, get an answer of other weights or statistics; `output` tells why."""
+        config = self._config_of(scope)
         nobody = torch.zeros_like(usable)
-        num_steps = self.alone[scope].num_steps if scope in self.alone else config.num_steps
-        averages = scope == "average" and config.augmentations > 1
-        if not (num_steps or averages or config.norm_statistics != "source"):
+        if not config.num_steps and config.norm_statistics == "source":
             return nobody
-        if averages and not num_steps:
-            # Averaging changes no weights and costs clean images nothing: it needs no gate.
-            return usable
         seen = self._observation(first)[usable]
         if self.stream is not None:
             seen = self.stream.observe(seen)
@@ -279,6 +283,20 @@ class TestTimeAdapter:
                 len(first.distances), self.model.shift_reference.feature_mean.shape[1]
             )
         return Observation(features, self.task.image_classes(first.y0.detach()), first.distances.detach())
+
+    def _config_of(self, scope: str) -> AdaptationConfig:
+        """The settings of whatever a batch of this scope goes through."""
+        return self.alone[scope].config if scope in self.alone else self.config
+
+    def _average(self, output: AdaptationOutput, images: Tensor, chosen: Tensor, scope: str) -> None:
+        """Answers with means over copies; it changes no weights and costs clean images nothing, so it has no gate."""
+        if not chosen.any():
+            return
+        logits = self.alone[scope].average(images[chosen])
+        good = logits.isfinite().flatten(1).all(1)
+        positions = chosen.nonzero().squeeze(1)[good]
+        output.logits[positions] = logits[good].to(output.logits.dtype)
+        output.averaged[positions] = True
 
     def _answer(self, output: AdaptationOutput, images: Tensor, first: Passes, chosen: Tensor, scope: str) -> None:
         """Replaces the chosen images' logits in `output` by adapted ones, where those are finite."""
@@ -303,8 +321,8 @@ class TestTimeAdapter:
         good = logits.isfinite().flatten(1).all(1)
         positions = chosen.nonzero().squeeze(1)[good]
         output.logits[positions] = logits[good].to(output.logits.dtype)
-        output.averaged[positions] = scope == "average" and self.config.augmentations > 1
-        output.adapted[positions] = len(history) > 0 or self.config.norm_statistics != "source"
+        output.averaged[positions] = scope in self.alone and self.alone[scope].averages
+        output.adapted[positions] = len(history) > 0 or self._config_of(scope).norm_statistics != "source"
         if scope in self.alone:
             self.latest_counts = None if len(history) else self.latest_counts
         elif good.all():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.output_capturing import CompileableContextVar
 
-from .batchnorm_it3 import SplitBatchNorm, mixed_prior_count
+from .batchnorm_it3 import ChosenStatistics, SplitBatchNorm, mixed_statistics
 from .clean_buffers_it3 import CleanBuffers
 from .injection_it3 import current_pass, drop_hooks, last_channels
 
@@ -56,10 +56,11 @@ class LayerStatistics(CleanBuffers):
 class Alignment:
     """Forward hook that gives a batch's features the mean and standard deviation of clean images, channel by channel.
 
-    It acts while `norm_statistics("mixed", prior_count)` is in force: `(x - mean) / std * clean std + clean mean`,
-    where mean and std are those of the batch, mixed with the clean ones, which count as `prior_count` images. That is
-    what Schneider et al. (NeurIPS 2020) do in BatchNorm layers, with the formula of AdaIN (Huang and Belongie, ICCV
-    2017). Signal passes have statistics of their own.
+    It acts while `norm_statistics("mixed", prior_count)` or `"shrunk"` is in force: `(x - mean) / std * clean std +
+    clean mean`, where mean and std are those of the batch, or of each image by itself, mixed with the clean ones that
+    count as `prior_count` images, or as much as chance explains of the distance. That is what Schneider et al. (NeurIPS
+    2020) do in BatchNorm layers, with the formula of AdaIN (Huang and Belongie, ICCV 2017). Signal passes have
+    statistics of their own.
 
     Args:
         name (`str`): of the layer in the backbone.
@@ -77,22 +78,19 @@ class Alignment:
             return None
         if (sums := _collector.get()) is not None:
             self._collect(output, sums)
-        prior_count = mixed_prior_count()
-        if prior_count is None or not self.statistics.is_measured:
+        chosen = mixed_statistics()
+        if chosen is None or not self.statistics.is_measured:
             return None
-        return self._align(output, prior_count)
+        return self._align(output, chosen)
 
     @staticmethod
     def _prefix() -> str:
         forward_pass = current_pass()
         return "signal_" if forward_pass is not None and forward_pass.is_signal_pass else ""
 
-    def _dims(self, output: Tensor) -> list[int]:
-        return [dim for dim in range(output.ndim) if dim != self.axis % output.ndim]
-
     @torch.no_grad()
     def _collect(self, output: Tensor, sums: Sums) -> None:
-        values, dims = output.float(), self._dims(output)
+        values, dims = output.float(), [dim for dim in range(output.ndim) if dim != self.axis % output.ndim]
         key = f"{self._prefix()}{self.name}"
         mean, count = values.mean(dims), values.numel() / values.shape[self.axis]
         square = values.square().mean(dims)
@@ -100,20 +98,20 @@ class Alignment:
         new = (count, mean.cpu().double() * count, square.cpu().double() * count)
         sums[key] = tuple(a + b for a, b in zip(sums[key], new, strict=True)) if key in sums else new  # type: ignore
 
-    def _align(self, output: Tensor, prior_count: int) -> Tensor:
+    def _align(self, output: Tensor, chosen: ChosenStatistics) -> Tensor:
         prefix = self._prefix()
         features = output.to(torch.promote_types(output.dtype, torch.float32))
-        clean_mean = getattr(self.statistics, f"{prefix}mean").to(features.dtype)
-        clean_std = getattr(self.statistics, f"{prefix}std").to(features.dtype)
-        variance, mean = torch.var_mean(features, self._dims(output), correction=0)
-        share = prior_count / (prior_count + output.shape[0])
+        shape = [1] * output.ndim
+        shape[self.axis] = -1
+        clean_mean = getattr(self.statistics, f"{prefix}mean").to(features.dtype).view(shape)
+        clean_std = getattr(self.statistics, f"{prefix}std").to(features.dtype).view(shape)
+        dims = chosen.pooled(features, self.axis)
+        variance, mean = torch.var_mean(features, dims, correction=0, keepdim=True)
+        share = chosen.share_of_prior(features, clean_mean, clean_std.square(), self.axis)
         mean = torch.lerp(mean, clean_mean, share)
         variance = torch.lerp(variance, clean_std.square(), share)
         scale = clean_std * torch.rsqrt(variance + _EPSILON)
-        shift = clean_mean - mean * scale
-        shape = [1] * output.ndim
-        shape[self.axis] = -1
-        return (features * scale.view(shape) + shift.view(shape)).to(output.dtype)
+        return (features * scale + (clean_mean - mean * scale)).to(output.dtype)
 
 
 class FeatureStatistics(nn.ModuleDict):

@@ -1,44 +1,59 @@
-"""Small geometric changes that turn one image into a batch of itself, and back."""
+"""Small changes that turn one image into a batch of itself, and back."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
+AUGMENTATIONS = ("warp", "crop", "flip", "color")
 MAX_SHIFT = 0.03  # of the image side
 MAX_ROTATION = 12.0  # degrees
 MAX_SCALING = 0.05
+MAX_CROP = 0.25  # of the image side
+MAX_COLOR = 0.1  # factor, and offset in units of the model's input
 
 
 class Augmentation:
-    """Shifted, rotated and scaled copies of each image; the first copy is the image itself.
+    """Changed copies of each image; the first copy is the image itself.
 
     The same `count - 1` changes are used for every image, so results depend on neither batch size nor order.
 
     Args:
         count (`int`): copies per image.
+        kinds (iterable of `str`): how copies differ: `"warp"`, by small shifts, rotations and scalings; `"crop"`, by
+            the part of the image that they show, at least 3/4 of each side; `"flip"`, every second one is mirrored
+            from left to right; `"color"`, by brightness and contrast of each channel.
         seed (`int`): seed of the changes.
     """
 
-    def __init__(self, count: int, seed: int = 0):
+    def __init__(self, count: int, kinds: Iterable[str] = ("warp",), seed: int = 0):
         self.count = count
+        self.kinds = frozenset(kinds)
         generator = torch.Generator().manual_seed(seed)
-        # Of each copy: rotation, scaling, and shift along either axis, each between -1 and 1.
+        # Of each copy: rotation, scaling, and shift along either axis, each between -1 and 1; the same for crops.
         self._draws = torch.rand(count, 4, generator=generator, dtype=torch.float64) * 2 - 1
+        self._crops = torch.rand(count, 4, generator=generator, dtype=torch.float64) * 2 - 1
+        self._seed = seed
         self._draws[:1] = 0
+        self._crops[:1] = 0
 
     def apply(self, images: Tensor) -> Tensor:
         """Copies of images `(B, C, H, W)`, of shape `(B, count, C, H, W)`."""
-        copies = _warp(images[:, None].expand(-1, self.count, -1, -1, -1), self._matrices(*images.shape[-2:]))
+        copies = images[:, None].expand(-1, self.count, -1, -1, -1)
+        copies = _warp(copies, self._matrices(*images.shape[-2:])) if self._moves else copies.clone()
+        if "color" in self.kinds:
+            factor, offset = self._colors(images)
+            copies = copies * factor + offset
         copies[:, 0] = images
         return copies
 
     def undo(self, maps: Tensor) -> Tensor:
         """Moves what was predicted for every pixel of the copies, `(B, count, num_labels, h, w)`, back to where it
         belongs in the image; predictions without space, `(B, count, num_labels)`, stay as they are."""
-        if maps.ndim < 5:
+        if maps.ndim < 5 or not self._moves:
             return maps
         height, width = maps.shape[-2:]
         last_row = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand(self.count, 1, 3)
@@ -47,15 +62,34 @@ class Augmentation:
         moved[:, 0] = maps[:, 0]
         return moved
 
+    @property
+    def _moves(self) -> bool:
+        return not self.kinds <= {"color"}
+
     def _matrices(self, height: int, width: int) -> Tensor:
         """Affine matrices `(count, 2, 3)`, in the coordinates of `F.affine_grid`."""
-        angle = self._draws[:, 0] * math.radians(MAX_ROTATION)
-        scale = 1 + self._draws[:, 1] * MAX_SCALING
+        draws = self._draws if "warp" in self.kinds else torch.zeros_like(self._draws)
+        angle = draws[:, 0] * math.radians(MAX_ROTATION)
+        scale = 1 + draws[:, 1] * MAX_SCALING
         aspect = width / height
         cos, sin = angle.cos() / scale, angle.sin() / scale
-        shift = self._draws[:, 2:] * 2 * MAX_SHIFT
+        shift = draws[:, 2:] * 2 * MAX_SHIFT
         rows = [torch.stack([cos, -sin / aspect, shift[:, 0]], -1), torch.stack([sin * aspect, cos, shift[:, 1]], -1)]
-        return torch.stack(rows, 1)
+        matrices = torch.stack(rows, 1)
+        if "crop" in self.kinds:
+            lost = self._crops[:, :1].abs() * MAX_CROP  # of each side
+            matrices[:, :, :2] *= (1 - lost)[..., None]
+            matrices[:, :, 2] += lost * self._crops[:, 2:]
+        if "flip" in self.kinds:
+            matrices[1::2, :, 0] *= -1
+        return matrices
+
+    def _colors(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors and offsets `(count, C, 1, 1)`."""
+        generator = torch.Generator().manual_seed(self._seed + 1)
+        draws = torch.rand(2, self.count, images.shape[1], 1, 1, generator=generator, dtype=torch.float64) * 2 - 1
+        factor, offset = (draws * MAX_COLOR).to(images.device, images.dtype)
+        return 1 + factor, offset
 
 
 def _warp(copies: Tensor, matrices: Tensor) -> Tensor:

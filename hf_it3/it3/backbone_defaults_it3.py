@@ -10,11 +10,35 @@ from .interface_it3 import IdempotentModel
 from .task_it3 import Task
 
 
-# What a setting that is `None` means for each kind of backbone.
+# What a setting that is `None`, or `"auto"`, means for each kind of backbone.
 BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "batch_norm": {"parameters": "norm", "num_steps": 1, "learning_rate": 1e-3, "prior_count": 64},
-    "layer_norm": {"parameters": "all", "num_steps": 5, "learning_rate": 3e-4, "prior_count": 16},
-    "plain": {"parameters": "all", "num_steps": 5, "learning_rate": 3e-4, "prior_count": 16},
+    "batch_norm": {
+        "parameters": "norm",
+        "num_steps": 1,
+        "learning_rate": 1e-3,
+        "norm_statistics": "shrunk",
+        "prior_count": 64,
+    },
+    "layer_norm": {
+        "parameters": "all",
+        "num_steps": 5,
+        "learning_rate": 3e-4,
+        "norm_statistics": "mixed",
+        "prior_count": 16,
+    },
+    "plain": {
+        "parameters": "all",
+        "num_steps": 5,
+        "learning_rate": 3e-4,
+        "norm_statistics": "mixed",
+        "prior_count": 16,
+    },
+}
+# What differs for images that adapt alone. Statistics of one image mislead deep networks, whose last maps are small.
+DEFAULTS_ALONE: dict[str, dict[str, Any]] = {
+    "batch_norm": {"norm_statistics": "source", "prior_count": 16},
+    "layer_norm": {"norm_statistics": "source", "prior_count": 16},
+    "plain": {"prior_count": 2},
 }
 
 
@@ -30,14 +54,13 @@ def backbone_kind(model: nn.Module) -> str:
 def resolve_defaults(config: AdaptationConfig, model: IdempotentModel) -> AdaptationConfig:
     """A copy of the settings in which nothing is left open for this model: neither `None` nor `"auto"`."""
     kind = backbone_kind(model)
-    resolved = {name: value for name, value in BACKBONE_DEFAULTS[kind].items() if getattr(config, name) is None}
-    if kind != "batch_norm" and not model.feature_statistics.is_measured:
-        resolved["norm_statistics"] = "source"  # there are no others
-    elif kind != "batch_norm" and config.norm_statistics == "batch":
-        resolved["norm_statistics"] = "source"  # that is of BatchNorm alone
-    elif config.norm_statistics == "auto":
-        helps = kind == "batch_norm" or Task.of(model.config).aligns_features
-        resolved["norm_statistics"] = "mixed" if helps else "source"
+    defaults = BACKBONE_DEFAULTS[kind] | (DEFAULTS_ALONE[kind] if config.scope in ("image", "average") else {})
+    resolved = {name: value for name, value in defaults.items() if getattr(config, name) in (None, "auto")}
+    if kind != "batch_norm":
+        is_chosen = config.norm_statistics in ("mixed", "shrunk")
+        aligns = model.feature_statistics.is_measured and (is_chosen or Task.of(model.config).aligns_features)
+        if not aligns or config.norm_statistics == "batch":  # that is of BatchNorm alone
+            resolved["norm_statistics"] = "source"
     if config.anchor is None:
         resolved["anchor"] = config.effective_anchor
     return config.replace(**resolved)

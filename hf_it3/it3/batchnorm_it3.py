@@ -1,8 +1,10 @@
 """BatchNorm with statistics of its own for the signal pass, and statistics chosen at test time."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,32 +16,79 @@ from .injection_it3 import current_pass
 
 logger = logging.get_logger(__name__)
 
+_EPSILON = 1e-5
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
-# The kind of statistics and the prior count, or `None` for those of training.
-_test_statistics: ContextVar[tuple[str, int] | None] = ContextVar("it3_test_statistics", default=None)
+
+class ChosenStatistics(NamedTuple):
+    """Which statistics features are normalised with at test time.
+
+    Args:
+        kind (`"batch"`, `"mixed"` or `"shrunk"`): those of the images at hand, or both those and the ones of training.
+        prior_count (`int`): weight of the latter, in images.
+        per_image (`bool`): whether each image is normalised with statistics of its own, rather than of its batch.
+    """
+
+    kind: str
+    prior_count: int
+    per_image: bool
+
+    def share_of_prior(self, features: Tensor, mean: Tensor, var: Tensor, channels: int) -> float | Tensor:
+        """Weight of the training statistics in a mean with those of features.
+
+        Where statistics are `"shrunk"`, it is how much of the squared distance between the batch's mean and that of
+        training chance alone explains, the shrinkage of James and Stein (1961) over the channels of a layer.
+
+        Args:
+            features (`Tensor` of shape `(B, ...)`): a batch, as it is going to be normalised.
+            mean, var (`Tensor`): of training, in a shape that broadcasts to that of features.
+            channels (`int`): dimension of the channels, 1 or -1.
+        """
+        count = 1 if self.per_image else features.shape[0]
+        if self.kind != "shrunk" or count == 1:
+            return self.prior_count / (self.prior_count + count)
+        with torch.no_grad():
+            space = [dim for dim in range(1, features.ndim) if dim != channels % features.ndim]
+            means = (features.mean(space, keepdim=True) if space else features).float()
+            error, average = torch.var_mean(means, 0, keepdim=True)
+            precision = (var + _EPSILON).reciprocal()
+            by_chance = (error * precision).sum() / count
+            distance = ((average - mean).square() * precision).sum()
+            return (by_chance / distance.clamp_min(_EPSILON)).clamp(0, 1).to(features.dtype)
+
+    def pooled(self, features: Tensor, channels: int) -> list[int]:
+        """The dimensions of features that variance and mean are taken over; never that of the channels."""
+        first = 1 if self.per_image else 0
+        return [dim for dim in range(first, features.ndim) if dim != channels % features.ndim]
+
+
+# `None` for the statistics of training.
+_test_statistics: ContextVar[ChosenStatistics | None] = ContextVar("it3_test_statistics", default=None)
 
 
 @contextmanager
-def norm_statistics(kind: str, prior_count: int = 0) -> Iterator[None]:
+def norm_statistics(kind: str, prior_count: int = 0, per_image: bool = False) -> Iterator[None]:
     """Chooses the statistics that [`SplitBatchNorm`] layers in eval mode use inside the block.
 
     Args:
-        kind (`"source"`, `"batch"` or `"mixed"`): those of training; those of the batch; both, weighted by number of
-            images with the former counting as `prior_count` (Schneider et al., NeurIPS 2020).
-        prior_count (`int`): weight of the training statistics in `"mixed"`.
+        kind (`"source"`, `"batch"`, `"mixed"` or `"shrunk"`): those of training; those of the batch; both, weighted by
+            number of images with the former counting as `prior_count` (Schneider et al., NeurIPS 2020); both, weighted
+            by how much of their distance is chance.
+        prior_count (`int`): weight of the training statistics in `"mixed"`, and in `"shrunk"` for a single image.
+        per_image (`bool`): statistics of each image by itself instead of those of the batch.
     """
-    token = _test_statistics.set(None if kind == "source" else (kind, prior_count if kind == "mixed" else 0))
+    chosen = None if kind == "source" else ChosenStatistics(kind, 0 if kind == "batch" else prior_count, per_image)
+    token = _test_statistics.set(chosen)
     try:
         yield
     finally:
         _test_statistics.reset(token)
 
 
-def mixed_prior_count() -> int | None:
-    """The weight of the statistics of clean images, in images, where they are mixed with a batch's; else `None`."""
+def mixed_statistics() -> ChosenStatistics | None:
+    """The choice where statistics of clean images are mixed with those at hand; else `None`."""
     chosen = _test_statistics.get()
-    return chosen[1] if chosen is not None and chosen[0] == "mixed" else None
+    return None if chosen is None or chosen.kind == "batch" else chosen
 
 
 class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -100,24 +149,24 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         if chosen is None:
             features = F.batch_norm(features, mean, var, self.weight, self.bias, False, 0.0, self.eps)
         else:
-            features = self._normalize_with_batch(features, mean, var, chosen[1])
+            features = self._normalize_with(chosen, features, mean, var)
         return features.to(input.dtype)
 
-    def _normalize_with_batch(self, input: Tensor, mean: Tensor, var: Tensor, prior_count: int) -> Tensor:
-        dims = [0, *range(2, input.ndim)]
-        if input.numel() == input.shape[1]:
+    def _normalize_with(self, chosen: ChosenStatistics, input: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        dims = chosen.pooled(input, channels=1)
+        if math.prod(input.shape[dim] for dim in dims) == 1:
             # A single value per channel has no spread to estimate.
             return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        if prior_count == 0:
+        if chosen.kind != "shrunk" and chosen.prior_count == 0 and not chosen.per_image:
             return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        batch_var, batch_mean = torch.var_mean(input, dims, unbiased=False)
-        share = prior_count / (prior_count + input.shape[0])
-        mean = torch.lerp(batch_mean, mean, share)
-        var = torch.lerp(batch_var, var, share)
+        own_var, own_mean = torch.var_mean(input, dims, unbiased=False, keepdim=True)
         shape = [1, -1, *[1] * (input.ndim - 2)]
-        scale = torch.rsqrt(var + self.eps) * (1 if self.weight is None else self.weight)
-        shift = -mean * scale + (0 if self.bias is None else self.bias)
-        return input * scale.view(shape) + shift.view(shape)
+        mean, var = mean.view(shape), var.view(shape)
+        share = chosen.share_of_prior(input, mean, var, channels=1)
+        mean, var = torch.lerp(own_mean, mean, share), torch.lerp(own_var, var, share)
+        scale = torch.rsqrt(var + self.eps) * (1 if self.weight is None else self.weight.view(shape))
+        shift = -mean * scale + (0 if self.bias is None else self.bias.view(shape))
+        return input * scale + shift
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any number of dimensions: the layer stands in for 1d, 2d and 3d alike."""

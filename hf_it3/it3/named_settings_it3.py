@@ -54,6 +54,7 @@ def _uses(settings: AdaptationConfig, names_steps: bool) -> dict[str, tuple[Any,
         "diversity_weight": (settings.diversity_weight, shares, "where images share weights"),
         "max_class_share": (settings.max_class_share < 1, shares, "where images share weights"),
         "augmentations": (settings.augmentations > 1, averages, "in scope 'average'"),
+        "augmentation_kinds": (True, averages, "in scope 'average'"),
         "augmentation_steps": (settings.augmentation_steps, averages, "in scope 'average'"),
         "single_image": (True, scope == "batch", "in scope 'batch'"),
         "gate_window": (True, scope == "stream", "in scope 'stream'"),
@@ -74,8 +75,8 @@ def _idle(settings: AdaptationConfig, resolved: AdaptationConfig) -> dict[str, s
         idle["learning_rate"] = "on optimizers given by name, and a callable brings its own"
     if resolved.anchor != "ema":
         idle["ema_decay"] = "with anchor='ema'"
-    if resolved.norm_statistics != "mixed":
-        idle["prior_count"] = "with norm_statistics='mixed', on layers of BatchNorm"
+    if resolved.norm_statistics not in ("mixed", "shrunk"):
+        idle["prior_count"] = "with norm_statistics='mixed' or 'shrunk', where clean images were measured"
     if settings.norm_statistics not in ("auto", "source", resolved.norm_statistics):
         idle["norm_statistics"] = "on layers of BatchNorm, which the model does not have"
     return idle

@@ -8,7 +8,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from .adaptation_config_it3 import AdaptationConfig
 from .augmentation_it3 import Augmentation
-from .objective_it3 import Objective, move_average
+from .objective_it3 import move_average
 from .optimizers_it3 import forget_history, make_optimizer, take_step
 from .shell_it3 import ModelShell, laid_out_as
 from .steps_it3 import Passes, SharedAdaptation, test_statistics
@@ -26,26 +26,18 @@ class ImageAdaptation:
     """Adapts to each image of a batch alone, or averages over changed copies of it.
 
     Args:
-        shared ([`SharedAdaptation`]): the steps on one set of weights, for one image after the other.
-        config ([`AdaptationConfig`]): the settings, nothing left open.
-        objective ([`Objective`]): what the steps minimise.
+        shared ([`SharedAdaptation`]): the steps for one image after the other, with their settings and objective.
         augmentation ([`Augmentation`], *optional*): makes the copies to average over.
     """
 
-    def __init__(
-        self,
-        shared: SharedAdaptation,
-        config: AdaptationConfig,
-        objective: Objective,
-        augmentation: Augmentation | None = None,
-    ):
+    def __init__(self, shared: SharedAdaptation, augmentation: Augmentation | None = None):
         self.shared = shared
         self.shell = shared.shell
-        self.config = config
-        self.objective = objective
-        self.task = objective.task
+        self.config = shared.config
+        self.objective = shared.objective
+        self.task = shared.task
         self.augmentation = augmentation
-        self.num_steps: int = (config.num_steps or 0) if augmentation is None else config.augmentation_steps
+        self.num_steps: int = self.config.num_steps or 0
         self.vectorize = self._choose_vectorize()
         self._copies: WeightCopies | None = None
 
@@ -84,6 +76,15 @@ class ImageAdaptation:
         logits, histories, looks = zip(*chunks, strict=True)
         return Passes.join(looks), torch.cat([part.squeeze(1) for part in logits]), torch.cat(histories, 1)
 
+    @property
+    def averages(self) -> bool:
+        """Whether answers are means over copies."""
+        return self.augmentation is not None and self.augmentation.count > 1
+
+    def average(self, images: Tensor) -> Tensor:
+        """Logits `(B, num_labels, ...)` of the unadapted model's mean prediction over copies of each image."""
+        return torch.cat([self._answer(self._run_plain(self._views(images[part]))) for part in self._parts(images)])
+
     def run(self, images: Tensor, first: Passes) -> tuple[Tensor, Tensor]:
         """Adapts to each of the images `(B, C, H, W)`, given both passes of the unadapted model.
 
@@ -101,18 +102,25 @@ class ImageAdaptation:
         return [slice(start, start + size) for start in range(0, len(images), size)]
 
     def _run_chunk(self, images: Tensor, first: Passes) -> tuple[Tensor, Tensor]:
-        views = images[:, None] if self.augmentation is None else self.augmentation.apply(images)
+        views = self._views(images)
         known = first if self.augmentation is None and self.shared.sees_as_first else None
-        if self.num_steps == 0 and self.shared.sees_as_first:
-            logits, history = self._run_plain(views), _new_history(0, views)
+        if self.num_steps == 0:
+            with test_statistics(self.config, per_image=True):
+                logits, history = self._run_plain(views), _new_history(0, views)
         elif self.vectorize:
             y1 = known.y1[:, None] if known is not None and self.config.anchor == "frozen" else None
             logits, history, _ = self._run_vectorized(views, y1)
         else:
             logits, history = self._run_loop(views, known)
-        if self.augmentation is not None:
-            logits = self.augmentation.undo(logits)
-        return self.task.average(logits), history
+        return self._answer(logits), history
+
+    def _views(self, images: Tensor) -> Tensor:
+        """Copies `(B, K, C, H, W)` of images."""
+        return images[:, None] if self.augmentation is None else self.augmentation.apply(images)
+
+    def _answer(self, logits: Tensor) -> Tensor:
+        """One answer per image from those `(B, K, num_labels, ...)` to its copies."""
+        return self.task.average(logits if self.augmentation is None else self.augmentation.undo(logits))
 
     @torch.no_grad()
     def _run_plain(self, views: Tensor) -> Tensor:
@@ -125,7 +133,7 @@ class ImageAdaptation:
         for index, image_views in enumerate(views):
             self.shell.reset()
             passes = None if first is None else first[slice(index, index + 1)]
-            answer, history = self.shared.run(image_views, passes, self.num_steps, may_diversify=False)
+            answer, history = self.shared.run(image_views, passes)
             logits.append(answer)
             missing = self.num_steps - len(history)  # of an image whose objective was not finite
             losses.append(torch.cat([history, history.new_full((missing,), float("nan"))]))
@@ -134,7 +142,7 @@ class ImageAdaptation:
 
     def _forward(self, parameters: dict[str, Tensor], views: Tensor, signal: Tensor | None = None) -> Tensor:
         arguments = {"label_signal": signal, "return_dict": False}
-        with test_statistics(self.config):
+        with test_statistics(self.config, per_image=True):
             return functional_call(self.shell.module, parameters, (views,), arguments)[0]
 
     def _loss(
@@ -175,10 +183,8 @@ class ImageAdaptation:
             if has_own_anchor:
                 move_average(anchor_values, copies.values, self.config.ema_decay)
         with torch.no_grad():
-            parameters, axis = (copies.named(), 0) if self.num_steps else (source, None)
-            logits = vmap(self._forward, in_dims=(axis, 0), randomness="same")(parameters, views)
-        history = torch.stack(losses) if losses else _new_history(0, views)
-        return logits, history, look  # type: ignore[return-value] # nobody asks for a look without steps
+            logits = vmap(self._forward, in_dims=(0, 0), randomness="same")(copies.named(), views)
+        return logits, torch.stack(losses), look  # type: ignore[return-value] # there is a first step
 
     def _copies_for(self, count: int) -> "WeightCopies":
         """Fresh copies of the weights for each image, in memory that is used again for the next chunk."""

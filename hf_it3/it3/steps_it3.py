@@ -51,9 +51,9 @@ class Passes:
         return self.distances.requires_grad
 
 
-def test_statistics(config: AdaptationConfig) -> AbstractContextManager:
-    """The BatchNorm statistics that the settings ask for."""
-    return norm_statistics(config.norm_statistics, config.prior_count or 0)
+def test_statistics(config: AdaptationConfig, per_image: bool) -> AbstractContextManager:
+    """The statistics that the settings ask for: of the batch, or of each image by itself."""
+    return norm_statistics(config.norm_statistics, config.prior_count or 0, per_image)
 
 
 class SharedAdaptation:
@@ -64,9 +64,18 @@ class SharedAdaptation:
         source_shell ([`ModelShell`]): the unadapted model; may be `shell` itself where that starts out unadapted.
         config ([`AdaptationConfig`]): the settings, nothing left open.
         objective ([`Objective`]): what the steps minimise.
+        alone (`bool`): whether the images are copies of one, which have statistics of their own and no diversity.
     """
 
-    def __init__(self, shell: ModelShell, source_shell: ModelShell, config: AdaptationConfig, objective: Objective):
+    def __init__(
+        self,
+        shell: ModelShell,
+        source_shell: ModelShell,
+        config: AdaptationConfig,
+        objective: Objective,
+        alone: bool = False,
+    ):
+        self.alone = alone
         self.shell = shell
         self.source_shell = source_shell
         self.config = config
@@ -95,23 +104,19 @@ class SharedAdaptation:
         with torch.set_grad_enabled(with_graph):
             return Passes(logits, y0, y1, self.objective.distance(y1, y0), features[0] if features else None)
 
-    def run(
-        self, images: Tensor, first: Passes | None, num_steps: int | None = None, may_diversify: bool = True
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, images: Tensor, first: Passes | None) -> tuple[Tensor, Tensor]:
         """Adapts from the source weights.
 
         Args:
             images (`Tensor` of shape `(B, C, H, W)`).
             first ([`Passes`], *optional*): of the unadapted model.
-            num_steps (`int`, *optional*): by default that of the settings.
-            may_diversify (`bool`): whether the images are of several classes, for all that is known.
 
         Returns:
             Adapted logits `(B, num_labels, ...)`, NaN if the objective was not finite, and the losses `(steps,)`.
         """
         if self.anchor_shell is not None:
             self.anchor_shell.reset()
-        return self.continue_from(images, first, self.fresh_optimizer(), num_steps, may_diversify)
+        return self.continue_from(images, first, self.fresh_optimizer())
 
     def restored_optimizer(self, state: dict[str, Any]) -> torch.optim.Optimizer:
         """An optimizer that goes on from a saved state; the one in use stays as it is.
@@ -146,21 +151,15 @@ class SharedAdaptation:
         return self._optimizer
 
     def continue_from(
-        self,
-        images: Tensor,
-        first: Passes | None,
-        optimizer: torch.optim.Optimizer,
-        num_steps: int | None = None,
-        may_diversify: bool = True,
+        self, images: Tensor, first: Passes | None, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, Tensor]:
         """Adapts from whatever weights the shell has; see `run`."""
         losses: list[float] = []
-        steps = (self.config.num_steps or 0) if num_steps is None else num_steps
         # The frozen anchor answers the same in every step, so it is asked once.
         frozen_y1 = first.y1.detach() if first is not None and self.sees_as_first else None
-        with_diversity = False
-        with test_statistics(self.config):
-            for step in range(steps):
+        with_diversity = seems_sorted = False
+        with test_statistics(self.config, per_image=self.alone):
+            for step in range(self.config.num_steps or 0):
                 if step == 0 and first is not None and first.has_graph and self.can_start_from_first:
                     y0, distances = first.y0, first.distances
                 else:
@@ -169,15 +168,21 @@ class SharedAdaptation:
                         frozen_y1 = self._frozen_prediction(images, y0)
                     distances = self.objective.distance(self._second_prediction(images, y0, frozen_y1), y0)
                 if step == 0:
-                    if may_diversify and not self.sees_as_first and self._are_of_few_classes(y0.detach()):
+                    seems_sorted = self._seems_sorted(y0.detach())
+                    if seems_sorted:
                         break  # nothing keeps the classes apart, and the statistics are corrected already
-                    with_diversity = may_diversify and self._wants_diversity(y0.detach())
+                    with_diversity = not self.alone and self._wants_diversity(y0.detach())
                 loss = self.objective(distances, y0, with_diversity)
                 losses.append(loss.item())
                 if not (math.isfinite(losses[-1]) and self._step(loss, optimizer)):
                     return torch.full_like(y0.detach(), float("nan")), images.new_tensor(losses, dtype=y0.dtype)
-            with torch.no_grad():
-                logits = self.shell(images)
+            if not seems_sorted:
+                with torch.no_grad():
+                    logits = self.shell(images)
+                if not losses:
+                    seems_sorted = self._seems_sorted(self.task.predict(logits))
+        if seems_sorted:
+            logits = self._answer_sorted(images)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         return logits, images.new_tensor(losses, dtype=dtype)
 
@@ -186,11 +191,20 @@ class SharedAdaptation:
         several = len(y0) > 1 or y0.ndim > 2
         return config.diversity_weight > 0 and several and self.task.largest_share(y0) <= config.max_class_share
 
-    def _are_of_few_classes(self, y0: Tensor) -> bool:
-        """Whether images are less mixed than clean ones are: sorted, for all that is known."""
+    def _seems_sorted(self, y0: Tensor) -> bool:
+        """Whether images are less mixed than clean ones are, although the settings would keep the classes apart."""
+        if self.alone or self.sees_as_first or self.config.diversity_weight == 0:
+            return False
         classes = self.task.image_classes(y0)
         reference: ShiftReference = self.shell.model.shift_reference  # type: ignore[assignment]
         return bool(reference.are_of_few_classes(classes[None]).item())
+
+    @torch.no_grad()
+    def _answer_sorted(self, images: Tensor) -> Tensor:
+        """Logits for images whose statistics differ from those of training by their classes as well."""
+        kind = self.config.norm_statistics
+        with norm_statistics("mixed" if kind == "shrunk" else kind, self.config.prior_count or 0):
+            return self.shell(images)
 
     def _second_prediction(self, images: Tensor, y0: Tensor, frozen_y1: Tensor | None) -> Tensor:
         """y1 = f(x, y0) of whoever is the anchor."""
