@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 
 import pytest
 import torch
@@ -13,6 +14,16 @@ from hf_it3.data import load_digits
 
 
 IMAGE_SIZE = 16
+# Of the tests and of the processes that they start; `IT3_TEST_THREADS=2 make test` must pass as well.
+NUM_THREADS = os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("IT3_TEST_THREADS", "1"))
+
+
+def pytest_collection_modifyitems(items):
+    """As in transformers, slow tests run with `RUN_SLOW=1`."""
+    if os.environ.get("RUN_SLOW", "0") != "1":
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow; RUN_SLOW=1 runs it"))
 
 
 class RaiseOnDeprecation(logging.Handler):
@@ -39,8 +50,8 @@ def deprecations_are_errors():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+def threads():
+    torch.set_num_threads(int(NUM_THREADS))
 
 
 def tiny_config(**values) -> IT3Config:

@@ -177,7 +177,7 @@ class TestAugmentations:
 
     def test_they_are_the_same_for_every_image_and_channel(self):
         image = torch.rand(1, 1, 12, 20)
-        copies = Augmentation(3).apply(torch.cat([image, image]).expand(2, 3, 12, 20))
+        copies = Augmentation(3, ["warp"]).apply(torch.cat([image, image]).expand(2, 3, 12, 20))
         torch.testing.assert_close(copies[0], copies[1])
         torch.testing.assert_close(copies[:, :, 0], copies[:, :, 2])
 
@@ -186,6 +186,16 @@ class TestAugmentations:
         difference = (copies - images[:, None]).abs().mean((0, 2, 3, 4))
         unrelated = (images - images.roll(1, 0)).abs().mean()
         assert (difference < unrelated).all()
+
+    def test_photos_are_cropped_and_mirrored_by_default_and_grey_images_warped(self, images):
+        assert torch.equal(Augmentation(4).apply(images), Augmentation(4, ["warp"]).apply(images))
+        photos = images.expand(-1, 3, -1, -1)
+        assert torch.equal(Augmentation(4).apply(photos), Augmentation(4, ["crop", "flip"]).apply(photos))
+
+    def test_a_crop_is_refused_where_it_tells_too_little(self, double_model):
+        double_model.config.problem_type = "regression"
+        with pytest.raises(ValueError, match="cannot act in regression: a crop tells less"):
+            TestTimeAdapter(double_model, augmentation_kinds=["crop"], distance="mse")
 
     def test_every_second_copy_is_mirrored(self, images):
         copies = Augmentation(4, ["flip"]).apply(images)

@@ -519,6 +519,7 @@ def test_the_trainer_calibrates_on_its_eval_dataset(model, train_rows, processor
     assert (tmp_path / "calibration" / "calibration.json").exists()
 
 
+@pytest.mark.slow
 def test_all_processes_end_with_the_same_configuration(trained_directory, tmp_path):
     script = Path(__file__).with_name("distributed_calibration.py")
     torchrun = ["torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]

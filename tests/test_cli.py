@@ -145,6 +145,7 @@ def test_an_option_may_have_the_name_of_a_command(failing):
     assert cli.main(["env", "--steps", "3"]) == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_is_no_error():
     read, write = os.pipe()
     os.close(read)

@@ -55,6 +55,7 @@ def test_two_processes_end_where_one_with_the_same_global_batch_ends(tmp_path):
     assert first["reference_distance"] == second["reference_distance"]
 
 
+@pytest.mark.slow
 def test_both_processes_keep_the_same_split_statistics(tmp_path):
     first, second = train(
         tmp_path / "two",

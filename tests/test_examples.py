@@ -116,6 +116,7 @@ def test_a_stream_that_began_on_the_hub_is_pushed_there_as_what_changed(
     assert pipeline("it3-image-classification", model=pushed)(Image.new("L", (8, 8)))
 
 
+@pytest.mark.slow
 def test_processes_share_a_folder_without_losing_or_repeating_images(trained_directory, digits, tmp_path):
     for position, row in enumerate(digits["test"].select(range(30))):
         path = tmp_path / "images" / str(row["label"]) / f"{position}.png"
@@ -132,6 +133,7 @@ def test_processes_share_a_folder_without_losing_or_repeating_images(trained_dir
     assert set(answers[0]) >= {"file", "label", "score", "idempotence", "adapted", "averaged", "feature_shift"}
 
 
+@pytest.mark.slow
 def test_rejecting_uncertain_predictions_lowers_the_error_rate(trained_directory, tmp_path):
     output = run("uncertainty.py", "--model", trained_directory, "--max_images", 200, cwd=tmp_path).stdout
     for line in output.splitlines():

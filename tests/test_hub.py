@@ -338,6 +338,7 @@ assert not main(["evaluate", model, "--dataset", data, *options, "--num_samples=
 print('"done"')
 """
 
+    @pytest.mark.slow
     def test_a_parquet_repo_feeds_train_and_evaluate(self, hub, hub_client, base, digits, tmp_path):
         repo_id = f"user/digits-{base.split('-')[-1]}"
         hub_client.create_repo(repo_id, repo_type="dataset")

@@ -141,6 +141,7 @@ class TestIT3Metric:
         assert not list((tmp_path / "work").iterdir())
         assert not list(cache.rglob("*.arrow"))
 
+    @pytest.mark.slow
     def test_processes_that_share_a_cache_do_not_clash(self, cache):
         collecting = IT3Metric(keep_in_memory=False)
         collecting.add_batch(predictions=[0, 1], references=[0, 0])

@@ -141,6 +141,7 @@ def test_large_images_are_fewer(tmp_path):
     assert len(SampleImages.load(str(tmp_path / "large")).images) == sample_images.NUM_LARGE_IMAGES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -66,8 +66,10 @@ class AdaptationConfig:
         ema_decay (`float`): decay of the moving average per step, for anchor `"ema"`.
         max_grad_norm (`float` or `None`): clips the norm of the gradient (of each image's own for scope `"image"`).
         augmentations (`int`): scope `"average"`: number of copies of each image, itself included.
-        augmentation_kinds (`list[str]`): scope `"average"`: how copies differ, see [`Augmentation`]: `"warp"` (small
-            shifts, rotations and scalings), `"crop"`, `"flip"` (left to right, not for digits), `"color"`.
+        augmentation_kinds (`list[str]` or `None`): scope `"average"`: how copies differ, see [`Augmentation`]:
+            `"warp"` (small shifts, rotations and scalings), `"crop"`, `"flip"` (left to right), `"color"`. `None` is
+            crop and flip for classes of colour images, else warp. Name `["warp"]` for digits, letters or signs in
+            colour: they must not be mirrored.
         augmentation_steps (`int`): scope `"average"`: optimizer steps on the objective over an image's copies before
             they are averaged; these change weights, for this image alone.
         single_image (`"average"`, `"image"` or `"batch"`): what scope `"batch"` does with a batch of one image, the
@@ -112,7 +114,7 @@ class AdaptationConfig:
     ema_decay: float = 0.99
     max_grad_norm: float | None = None
     augmentations: int = 8
-    augmentation_kinds: Sequence[str] = ("warp",)
+    augmentation_kinds: Sequence[str] | None = None
     augmentation_steps: int = 0
     single_image: str = "average"
     chunk_size: int | None = None
@@ -183,9 +185,11 @@ class AdaptationConfig:
 
     def _check_kinds(self) -> None:
         kinds = self.augmentation_kinds
+        if kinds is None:
+            return
         is_list = isinstance(kinds, Sequence) and not isinstance(kinds, str)
         if not is_list or not kinds or any(kind not in AUGMENTATIONS for kind in kinds):
-            raise self._error("augmentation_kinds", f"must be a list of {', '.join(map(repr, AUGMENTATIONS))}")
+            raise self._error("augmentation_kinds", f"must be a list of {', '.join(map(repr, AUGMENTATIONS))} or None")
         self.augmentation_kinds = tuple(dict.fromkeys(kinds))
 
     def _check_parameters(self) -> None:
@@ -217,7 +221,7 @@ class AdaptationConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; a callable becomes its qualified name, which cannot be loaded again."""
         values = {name: describe_callable(value) for name, value in vars(self).items()}
-        kinds = list(self.augmentation_kinds)
+        kinds = None if self.augmentation_kinds is None else list(self.augmentation_kinds)
         return {**values, "gate": "inf" if self.gate == math.inf else self.gate, "augmentation_kinds": kinds}
 
     @classmethod

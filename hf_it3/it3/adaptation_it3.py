@@ -126,7 +126,13 @@ class TestTimeAdapter:
         augmentation = None
         if scope == "average":
             config = config.replace(num_steps=config.augmentation_steps)
-            augmentation = Augmentation(config.augmentations, config.augmentation_kinds)
+            kinds = config.augmentation_kinds or (None if self.task.takes_crops else ("warp",))
+            if not self.task.takes_crops and "crop" in (kinds or ()):
+                raise ValueError(
+                    f"augmentation_kinds={list(kinds or ())} cannot act in {self.task.name}: a crop tells less than "
+                    "the whole image; leave 'crop' out"
+                )
+            augmentation = Augmentation(config.augmentations, kinds)
         return ImageAdaptation(SharedAdaptation(self.shell, self.shell, config, objective, alone=True), augmentation)
 
     def __getstate__(self) -> dict[str, Any]:

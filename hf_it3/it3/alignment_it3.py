@@ -58,8 +58,8 @@ class Alignment:
 
     It acts while `norm_statistics("mixed", prior_count)` or `"shrunk"` is in force: `(x - mean) / std * clean std +
     clean mean`, where mean and std are those of the batch, or of each image by itself, mixed with the clean ones that
-    count as `prior_count` images, or as much as chance explains of the distance. That is what Schneider et al. (NeurIPS
-    2020) do in BatchNorm layers, with the formula of AdaIN (Huang and Belongie, ICCV 2017). Signal passes have
+    count as `prior_count` images, or as much as chance explains of the distance. Schneider et al. (NeurIPS 2020) do
+    that in BatchNorm layers; the formula is that of AdaIN (Huang and Belongie, ICCV 2017). Signal passes have
     statistics of their own.
 
     Args:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 
 AUGMENTATIONS = ("warp", "crop", "flip", "color")
+_OF_PHOTOS = ("crop", "flip")
 MAX_SHIFT = 0.03  # of the image side
 MAX_ROTATION = 12.0  # degrees
 MAX_SCALING = 0.05
@@ -23,15 +24,16 @@ class Augmentation:
 
     Args:
         count (`int`): copies per image.
-        kinds (iterable of `str`): how copies differ: `"warp"`, by small shifts, rotations and scalings; `"crop"`, by
-            the part of the image that they show, at least 3/4 of each side; `"flip"`, every second one is mirrored
-            from left to right; `"color"`, by brightness and contrast of each channel.
+        kinds (iterable of `str`, *optional*): how copies differ: `"warp"`, by small shifts, rotations and scalings;
+            `"crop"`, by the part of the image that they show, at least 3/4 of each side; `"flip"`, every second one is
+            mirrored from left to right; `"color"`, by brightness and contrast of each channel. By default crop and
+            flip for images of three channels, else warp.
         seed (`int`): seed of the changes.
     """
 
-    def __init__(self, count: int, kinds: Iterable[str] = ("warp",), seed: int = 0):
+    def __init__(self, count: int, kinds: Iterable[str] | None = None, seed: int = 0):
         self.count = count
-        self.kinds = frozenset(kinds)
+        self.kinds = None if kinds is None else frozenset(kinds)
         generator = torch.Generator().manual_seed(seed)
         # Of each copy: rotation, scaling, and shift along either axis, each between -1 and 1; the same for crops.
         self._draws = torch.rand(count, 4, generator=generator, dtype=torch.float64) * 2 - 1
@@ -42,9 +44,11 @@ class Augmentation:
 
     def apply(self, images: Tensor) -> Tensor:
         """Copies of images `(B, C, H, W)`, of shape `(B, count, C, H, W)`."""
+        kinds = self._kinds_for(images.shape[1])
+        height, width = images.shape[-2:]
         copies = images[:, None].expand(-1, self.count, -1, -1, -1)
-        copies = _warp(copies, self._matrices(*images.shape[-2:])) if self._moves else copies.clone()
-        if "color" in self.kinds:
+        copies = copies.clone() if kinds <= {"color"} else _warp(copies, self._matrices(height, width, kinds))
+        if "color" in kinds:
             factor, offset = self._colors(images)
             copies = copies * factor + offset
         copies[:, 0] = images
@@ -53,22 +57,24 @@ class Augmentation:
     def undo(self, maps: Tensor) -> Tensor:
         """Moves what was predicted for every pixel of the copies, `(B, count, num_labels, h, w)`, back to where it
         belongs in the image; predictions without space, `(B, count, num_labels)`, stay as they are."""
-        if maps.ndim < 5 or not self._moves:
+        kinds = self._kinds_for(1)
+        if maps.ndim < 5 or kinds <= {"color"}:
             return maps
         height, width = maps.shape[-2:]
         last_row = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand(self.count, 1, 3)
-        inverse = torch.linalg.inv(torch.cat([self._matrices(height, width), last_row], 1))
+        inverse = torch.linalg.inv(torch.cat([self._matrices(height, width, kinds), last_row], 1))
         moved = _warp(maps, inverse[:, :2])
         moved[:, 0] = maps[:, 0]
         return moved
 
-    @property
-    def _moves(self) -> bool:
-        return not self.kinds <= {"color"}
+    def _kinds_for(self, channels: int) -> frozenset[str]:
+        if self.kinds is not None:
+            return self.kinds
+        return frozenset(_OF_PHOTOS if channels == 3 else ("warp",))
 
-    def _matrices(self, height: int, width: int) -> Tensor:
+    def _matrices(self, height: int, width: int, kinds: frozenset[str]) -> Tensor:
         """Affine matrices `(count, 2, 3)`, in the coordinates of `F.affine_grid`."""
-        draws = self._draws if "warp" in self.kinds else torch.zeros_like(self._draws)
+        draws = self._draws if "warp" in kinds else torch.zeros_like(self._draws)
         angle = draws[:, 0] * math.radians(MAX_ROTATION)
         scale = 1 + draws[:, 1] * MAX_SCALING
         aspect = width / height
@@ -76,11 +82,11 @@ class Augmentation:
         shift = draws[:, 2:] * 2 * MAX_SHIFT
         rows = [torch.stack([cos, -sin / aspect, shift[:, 0]], -1), torch.stack([sin * aspect, cos, shift[:, 1]], -1)]
         matrices = torch.stack(rows, 1)
-        if "crop" in self.kinds:
+        if "crop" in kinds:
             lost = self._crops[:, :1].abs() * MAX_CROP  # of each side
             matrices[:, :, :2] *= (1 - lost)[..., None]
             matrices[:, :, 2] += lost * self._crops[:, 2:]
-        if "flip" in self.kinds:
+        if "flip" in kinds:
             matrices[1::2, :, 0] *= -1
         return matrices
 

@@ -20,9 +20,9 @@ BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
         "prior_count": 64,
     },
     "layer_norm": {
-        "parameters": "all",
-        "num_steps": 5,
-        "learning_rate": 3e-4,
+        "parameters": "norm",
+        "num_steps": 1,
+        "learning_rate": 1e-3,
         "norm_statistics": "mixed",
         "prior_count": 16,
     },

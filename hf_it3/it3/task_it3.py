@@ -76,6 +76,8 @@ class Task:
     distances: tuple[str, ...] = distances_for(None)
     # Whether `norm_statistics="auto"` aligns the features of backbones without BatchNorm.
     aligns_features = False
+    # Whether answers are the same for a part of an image, and for a mirrored one as a rule.
+    takes_crops = False
     # Whether a distance takes each label as a distribution of its own over yes and no.
     per_label = False
     # Dimensions of a batch of class indices; 0 where labels are none.
@@ -203,6 +205,7 @@ class SingleLabel(Task):
     name = "single_label_classification"
     index_dims = 1
     aligns_features = True  # streams of numbers and of label sets drift from it
+    takes_crops = True
 
     @property
     def num_classes(self) -> int:
@@ -235,6 +238,7 @@ class MultiLabel(Task):
     """Any number of classes per image: logits and labels `(B, num_labels)`."""
 
     name = "multi_label_classification"
+    takes_crops = True
     per_label = True
 
     def predict(self, logits: Tensor) -> Tensor:
@@ -332,6 +336,7 @@ class Dense(SingleLabel):
     name = SEGMENTATION
     index_dims = 3
     aligns_features = False
+    takes_crops = False
 
     def __init__(self, config: IT3Config):
         super().__init__(config)

@@ -16,6 +16,7 @@ LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 DIVERSITY_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 GATES = (None, 1.0, 5.0, 10.0)
 AUGMENTATIONS = (4, 8, 16)
+AUGMENTATION_KINDS = (("warp",), ("crop", "flip"))
 # Of one image alone: steps and learning rate, with augmentations and without.
 IMAGE_STEPS = ((1, 1e-4), (1, 1e-3), (3, 3e-4))
 # Norm layers and biases are few values, which take larger steps.
@@ -24,7 +25,7 @@ FEW_PARAMETERS_RATE = 3.0
 _START = "start"
 # What the grid chooses. Everything else stays as the model's own settings have it.
 _CHOSEN_FIELDS = ("num_steps", "learning_rate", "parameters", "norm_statistics", "gate")
-_CHOSEN_FOR_IMAGES = ("scope", "augmentations", "augmentation_steps")
+_CHOSEN_FOR_IMAGES = ("scope", "augmentations", "augmentation_kinds", "augmentation_steps")
 _CHOSEN_FOR_GROUPS = ("diversity_weight",)
 
 
@@ -103,7 +104,9 @@ def _diversity(best: AdaptationConfig) -> list[AdaptationConfig]:
 
 
 def _augmentations(best: AdaptationConfig) -> list[AdaptationConfig]:
-    return [best.replace(scope="average", augmentations=count, augmentation_steps=0) for count in AUGMENTATIONS]
+    averaged = best.replace(scope="average", augmentation_steps=0)
+    counts = [averaged.replace(augmentations=count) for count in AUGMENTATIONS]
+    return [*counts, *(averaged.replace(augmentation_kinds=kinds) for kinds in AUGMENTATION_KINDS)]
 
 
 def _image_steps(best: AdaptationConfig) -> list[AdaptationConfig]:
