@@ -19,6 +19,10 @@ from .shell_it3 import ModelShell
 from .shift_reference_it3 import ShiftReference
 
 
+# Images that seem to be sorted by class keep this many times as much of the training statistics.
+_SORTED_PRIORS = 4
+
+
 @dataclass
 class Passes:
     """Both predictions for a batch, `(B, num_labels, ...)` each, logits of the first, their distances `(B,)`, and the
@@ -154,6 +158,10 @@ class SharedAdaptation:
         self, images: Tensor, first: Passes | None, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, Tensor]:
         """Adapts from whatever weights the shell has; see `run`."""
+        if first is not None and self._seems_sorted(first.y0.detach()):
+            logits = self._answer_sorted(images)
+            if self._seems_sorted(self.task.predict(logits)):
+                return logits, _as_losses([], logits)
         losses: list[float] = []
         # The frozen anchor answers the same in every step, so it is asked once.
         frozen_y1 = first.y1.detach() if first is not None and self.sees_as_first else None
@@ -183,8 +191,7 @@ class SharedAdaptation:
                     seems_sorted = self._seems_sorted(self.task.predict(logits))
         if seems_sorted:
             logits = self._answer_sorted(images)
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        return logits, images.new_tensor(losses, dtype=dtype)
+        return logits, _as_losses(losses, logits)
 
     def _wants_diversity(self, y0: Tensor) -> bool:
         config = self.config
@@ -202,8 +209,8 @@ class SharedAdaptation:
     @torch.no_grad()
     def _answer_sorted(self, images: Tensor) -> Tensor:
         """Logits for images whose statistics differ from those of training by their classes as well."""
-        kind = self.config.norm_statistics
-        with norm_statistics("mixed" if kind == "shrunk" else kind, self.config.prior_count or 0):
+        kind = "mixed" if self.config.norm_statistics == "shrunk" else self.config.norm_statistics
+        with norm_statistics(kind, _SORTED_PRIORS * (self.config.prior_count or 0)):
             return self.shell(images)
 
     def _second_prediction(self, images: Tensor, y0: Tensor, frozen_y1: Tensor | None) -> Tensor:
@@ -240,3 +247,8 @@ class SharedAdaptation:
             move_average(self.anchor_shell.masters, self.shell.masters, self.config.ema_decay)
             self.anchor_shell.after_step()
         return True
+
+
+def _as_losses(values: list[float], logits: Tensor) -> Tensor:
+    """Losses `(steps,)` in at least single precision."""
+    return logits.new_tensor(values, dtype=torch.promote_types(logits.dtype, torch.float32))
