@@ -38,6 +38,15 @@ class TestReferenceDistance:
         assert reference["num_images"] == 1297
         assert -1 <= reference["mean"] <= 0 < reference["std"]
 
+    def test_it_is_that_of_held_out_images_where_they_are_given(self, arguments, rows):
+        model = tiny()
+        trainer = IT3Trainer(model, arguments(reference_images=40), train_dataset=rows, reference_dataset=rows[:7])
+        trainer.train()
+        measured = dict(model.config.reference_distance)
+        assert measured["num_images"] == 7
+        assert trainer.measure_reference_distance() == measured
+        assert trainer.measure_reference_distance(rows[7:20])["num_images"] == 13
+
     def test_of_one_image_it_has_no_spread(self, arguments, rows):
         model = tiny()
         IT3Trainer(model, arguments(reference_images=1), train_dataset=rows).train()

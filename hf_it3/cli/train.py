@@ -98,6 +98,13 @@ class DataArguments:
     eval_split: str | None = field(
         default=None, metadata={"help": "Split to evaluate on; by default the first of 'validation' and 'test'."}
     )
+    reference_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split of clean images to measure after training, for the gate; by default 'validation', or else "
+            "the split trained on."
+        },
+    )
     streaming: bool = field(default=False, metadata={"help": "Read the data set while training; needs max_steps."})
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Number of training images, from the first on."}
@@ -187,7 +194,11 @@ def train(
     rows = eval_split if train_split is None else train_split
     names = _names_of_classes(model_arguments, data_arguments, rows, arguments.label_column)
     model = _build_model(model_arguments, names)
-    trainer = IT3Trainer(model, arguments, train_dataset=train_split, eval_dataset=eval_split)
+    reference_name = data_arguments.reference_split or ("validation" if "validation" in splits else None)
+    reference_split = None if reference_name is None else select_split(splits, reference_name)
+    trainer = IT3Trainer(
+        model, arguments, train_dataset=train_split, eval_dataset=eval_split, reference_dataset=reference_split
+    )
     if arguments.do_train:
         result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
         trainer.save_model()

@@ -49,8 +49,9 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
     image and a label column need no preparation: images are processed batch by batch, and classes that have no names
     yet get those of the data set. In segmentation the labels are maps of classes, in a column `annotation` or `label`.
     In regression, mean and standard deviation of the training targets are measured before training. After training,
-    clean training images are measured: their idempotence distance and first features for the gate, and the statistics
-    that features of shifted images are aligned with; see `measure_reference_distance`.
+    clean images are measured, those of `reference_dataset` or else training images: their idempotence distance and
+    first features for the gate, and the statistics that features of shifted images are aligned with; see
+    `measure_reference_distance`.
 
     Args:
         model ([`IT3ForImageClassification`] or [`IT3ForSemanticSegmentation`]): the model.
@@ -62,6 +63,9 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         compute_metrics (callable, *optional*): takes an `EvalPrediction`; by default accuracy, negative log-likelihood
             and expected calibration error of models that tell one class; `f1_micro` and `label_accuracy` of those that
             tell several; `mse` and `mae` in regression; `mean_iou` and `pixel_accuracy` in segmentation.
+        reference_dataset (*optional*): clean images to measure after training, with or without labels; by default the
+            training images. Held-out images are better: a model that trained long is surer of those it was trained on,
+            and then the gate takes clean images for shifted ones.
         calibrate (`bool`, defaults to `False`): choose the adaptation settings on `eval_dataset` after training, see
             [`~hf_it3.calibration.calibrate`]; the result is in `trainer.calibration`, the report in `calibration/` of
             the output folder.
@@ -102,6 +106,7 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         processing_class: Any = None,
         compute_metrics: Callable | None = None,
         calibrate: bool = False,
+        reference_dataset: Any = None,
         **kwargs: Any,
     ):
         args = with_our_arguments(args)
@@ -125,6 +130,7 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
             self.callback_handler.processing_class = self.processing_class
         name_classes(idempotent_model(self.model).config, self.train_dataset, self.args.label_column)
         self.calibrate = calibrate
+        self.reference_dataset = reference_dataset
         self.calibration: CalibrationResult | None = None
         self._evaluates_adapted = False
         self._adapter: TestTimeAdapter | None = None
@@ -246,7 +252,8 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         step = self.state.global_step if self.is_in_train else None
         if step == self._reference_step if self.is_in_train else is_measured:
             return
-        if self.args.reference_images and self.train_dataset is not None:
+        has_images = self.reference_dataset is not None or self.train_dataset is not None
+        if self.args.reference_images and has_images:
             self.measure_reference_distance()
             self._reference_step = step
 
@@ -293,8 +300,9 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         shifted features are aligned with into `model.feature_statistics`.
 
         Args:
-            dataset (*optional*): by default the training images; of either, the first `args.reference_images`.
-                Images that the model was not trained on tell better how sure it is of new ones.
+            dataset (*optional*): by default `reference_dataset`, or else the training images; of each, the first
+                `args.reference_images`. Images that the model was not trained on tell better how sure it is of new
+                ones.
 
         Returns:
             `reference_distance` as stored in the config; `None`, with a warning, where a distance is not finite.
@@ -302,7 +310,8 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         Raises:
             ValueError: if the data set is empty.
         """
-        dataset = self.train_dataset if dataset is None else dataset
+        if dataset is None:
+            dataset = self.train_dataset if self.reference_dataset is None else self.reference_dataset
         model = idempotent_model(self.model)
         clean, sums = self._look_at(model, first_rows(dataset, self.args.reference_images or None))
         if not len(clean):

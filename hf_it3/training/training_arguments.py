@@ -51,8 +51,8 @@ class IT3TrainingArguments(TrainingArguments):
     reference_images: int = field(
         default=5000,
         metadata={
-            "help": "Training images whose idempotence distance is measured for the gate, after training and before "
-            "each evaluation with adaptation; 0 skips it."
+            "help": "Clean images that are measured for the gate and for alignment, after training and before each "
+            "evaluation with adaptation; 0 skips it."
         },
     )
 
