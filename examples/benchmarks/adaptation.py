@@ -7,22 +7,30 @@
 # ///
 """Adaptation by hf_it3 and by torch-ttt 0.0.2, side by side in one process.
 
-Both adapt the same weights with the same number of Adam steps; repeats are interleaved, so that whatever else the
-machine does hits both, and the figure is the median over repeats of torch-ttt's time divided by ours. "same objective"
-has gradients through both predictions, as torch-ttt does; "frozen anchor" is the default here and has no counterpart
-there.
+Both adapt the same weights with the same number of Adam steps and the BatchNorm statistics of training; repeats are
+interleaved, so that whatever else the machine does hits both, and the figure is the median over repeats of torch-ttt's
+time divided by ours. "same objective" has gradients through both predictions, as torch-ttt does; "frozen anchor" is
+the default here and has no counterpart there. `costs.py` beside this script measures memory, imports and throughput.
+
+"forwards" is our time in plain forward passes over the same images, and "limit" what the passes of the method alone
+would cost, with a backward pass counted as two forward passes, or one where only norm parameters adapt. What lies
+between is overhead.
 
     pip install torch-ttt==0.0.2 einops
     python examples/benchmarks/adaptation.py --output_dir runs/benchmark
 
+On a machine that does other things at the same time, `--clock cpu --threads 1` counts CPU time instead of seconds.
 torch-ttt imports torchvision without needing it for this engine; where torchvision is missing, an empty module stands
-in. Takes about 4 minutes on 2 cores.
+in. Takes about 10 minutes on 2 cores.
 """
 
 import argparse
 import copy
+import cProfile
 import importlib.util
 import json
+import math
+import pstats
 import statistics
 import sys
 import time
@@ -30,6 +38,7 @@ import types
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +48,14 @@ from hf_it3 import IT3CNNConfig, IT3ForImageClassification, TestTimeAdapter
 from hf_it3.utils import new_figure
 
 
-STEPS = {"num_steps": 1, "learning_rate": 1e-3, "gate": None, "diversity_weight": 0.0}
+STEPS = {
+    "num_steps": 1,
+    "learning_rate": 1e-3,
+    "gate": None,
+    "diversity_weight": 0.0,
+    "norm_statistics": "source",  # as torch-ttt has them
+}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def import_it3_engine():
@@ -80,13 +96,13 @@ def resnet18() -> IT3ForImageClassification:
     return IT3ForImageClassification.from_backbone(config)
 
 
-def vit_tiny() -> IT3ForImageClassification:
+def vit_tiny(image_size: int = 64) -> IT3ForImageClassification:
     config = ViTConfig(
         hidden_size=192,
         num_hidden_layers=12,
         num_attention_heads=3,
         intermediate_size=768,
-        image_size=64,
+        image_size=image_size,
         num_labels=10,
     )
     return IT3ForImageClassification.from_backbone(config, attn_implementation="eager")
@@ -116,41 +132,50 @@ def _broadcast_add(features: Tensor, embedding: Tensor) -> Tensor:
     return features + embedding[:, :, None, None]
 
 
-def compare(theirs: Callable[[], object], ours: Callable[[], object], seconds: float) -> dict[str, float]:
-    """Median ratio of two callables' times over interleaved repeats, with its quartiles."""
-    theirs(), ours(), ours()
-    ratios, their_times, our_times = [], [], []
-    deadline = time.perf_counter() + seconds
-    while len(ratios) < 7 or (time.perf_counter() < deadline and len(ratios) < 400):
-        start = time.perf_counter()
-        theirs()
-        middle = time.perf_counter()
-        ours()
-        end = time.perf_counter()
-        their_times.append(middle - start)
-        our_times.append(end - middle)
-        ratios.append((middle - start) / (end - middle))
+class Timer:
+    """Times callables in turn, over and over.
+
+    Args:
+        clock (`str`): "wall" for seconds, "cpu" for CPU time of the process.
+        seconds (`float`): how long to repeat.
+        min_repeats (`int`): whatever that takes.
+    """
+
+    def __init__(self, clock: str, seconds: float, min_repeats: int):
+        self.clock = CLOCKS[clock]
+        self.seconds = seconds
+        self.min_repeats = min_repeats
+
+    def __call__(self, *functions: Callable[[], object]) -> list[list[float]]:
+        """The times of each, by repeat."""
+        for function in functions:
+            function(), function()
+        times: list[list[float]] = [[] for _ in functions]
+        deadline = time.perf_counter() + self.seconds
+        while len(times[0]) < self.min_repeats or (time.perf_counter() < deadline and len(times[0]) < 400):
+            for function, taken in zip(functions, times, strict=True):
+                start = self.clock()
+                function()
+                taken.append(self.clock() - start)
+        return times
+
+
+def median_ratio(numerators: list[float], denominators: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of ratios by repeat."""
+    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
     low, ratio, high = statistics.quantiles(ratios, n=4)
-    return {
-        "ratio": ratio,
-        "low": low,
-        "high": high,
-        "their_ms": 1000 * statistics.median(their_times),
-        "our_ms": 1000 * statistics.median(our_times),
-        "repeats": len(ratios),
-    }
+    return low, ratio, high
 
 
-def peak_memory(function: Callable[[], object]) -> int:
-    """Peak of the bytes that torch allocates on the CPU beyond what is held before, during a call."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    held = peak = 0
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+@torch.no_grad()
+def plain_forward(model: nn.Module, images: Tensor) -> None:
+    model(images)
+
+
+def limit_in_forwards(anchor: str, parameters: str) -> int:
+    """What one step costs at least: y0, y1 and the answer, and the backward passes."""
+    backward = 1 if parameters == "norm" else 2
+    return 3 + backward * (2 if anchor == "self" else 1)
 
 
 def one_after_the_other(engine, images: Tensor) -> None:
@@ -158,18 +183,36 @@ def one_after_the_other(engine, images: Tensor) -> None:
         engine(images[index : index + 1])
 
 
-def speed(seconds: float) -> list[dict]:
+def speed(timer: Timer) -> list[dict]:
     """All comparisons of time."""
     rows = []
 
-    def add(name: str, batch: int, objective: str, theirs, ours):
-        rows.append({"name": name, "batch": batch, "objective": objective, **compare(theirs, ours, seconds)})
-        row = rows[-1]
-        print(
-            f"{name:<44}{batch:>6}  {objective:<15}{row['their_ms']:>10.2f}{row['our_ms']:>10.2f}{row['ratio']:>8.2f}"
-            f"  [{row['low']:.2f}, {row['high']:.2f}]",
-            flush=True,
-        )
+    def add(name: str, model: nn.Module, images: Tensor, engine: Callable, adapters: dict[str, TestTimeAdapter]):
+        calls = [partial(engine, images), partial(plain_forward, model, images)]
+        theirs, plain, *ours = timer(*calls, *(partial(adapter, images) for adapter in adapters.values()))
+        for (objective, adapter), times in zip(adapters.items(), ours, strict=True):
+            low, ratio, high = median_ratio(theirs, times)
+            _, forwards, _ = median_ratio(times, plain)
+            row = {
+                "name": name,
+                "batch": len(images),
+                "objective": objective,
+                "ratio": ratio,
+                "low": low,
+                "high": high,
+            }
+            row |= {"their_ms": 1000 * statistics.median(theirs), "our_ms": 1000 * statistics.median(times)}
+            row |= {"forwards": forwards, "limit": limit_in_forwards(adapter.config.anchor, adapter.config.parameters)}
+            rows.append(row | {"repeats": len(times)})
+            print(
+                f"{name:<51}{row['batch']:>5}  {objective:<14}{row['their_ms']:>10.2f}{row['our_ms']:>9.2f}"
+                f"{ratio:>7.2f}  [{low:.2f}, {high:.2f}]{forwards:>8.1f}{row['limit']:>5}",
+                flush=True,
+            )
+
+    def adapters_of(model: IT3ForImageClassification, **settings: Any) -> dict[str, TestTimeAdapter]:
+        anchors = {"same objective": "self", "frozen anchor": "frozen"}
+        return {name: TestTimeAdapter(model, anchor=anchor, **settings, **STEPS) for name, anchor in anchors.items()}
 
     for name, build, size, batches in (
         ("tutorial CNN, together, all parameters", tutorial_cnn, (1, 28, 28), (1, 16, 64, 256)),
@@ -179,85 +222,68 @@ def speed(seconds: float) -> list[dict]:
         model = build().eval()
         engine = torch_ttt_engine(model)
         for batch in batches:
-            images = torch.randn(batch, *size)
-            for objective, anchor in (("same objective", "self"), ("frozen anchor", "frozen")):
-                adapter = TestTimeAdapter(model, anchor=anchor, single_image="batch", **STEPS)
-                add(name, batch, objective, partial(engine, images), partial(adapter, images))
+            add(name, model, torch.randn(batch, *size), engine, adapters_of(model, single_image="batch"))
 
     for name, build, size, batch, parameters in (
         ("tutorial CNN, image by image, all parameters", tutorial_cnn, (1, 28, 28), 256, "all"),
         ("tutorial CNN, image by image, biases", tutorial_cnn, (1, 28, 28), 256, "bias"),
         ("ResNet-18 size, image by image, norm", resnet18, (3, 64, 64), 16, "norm"),
         ("ViT-Tiny size, image by image, norm", vit_tiny, (3, 64, 64), 16, "norm"),
+        ("ResNet-18 size, 224 px, image by image, norm", resnet18, (3, 224, 224), 8, "norm"),
+        ("ViT-Tiny size, 224 px, image by image, norm", partial(vit_tiny, 224), (3, 224, 224), 8, "norm"),
     ):
         model = build().eval()
-        engine = torch_ttt_engine(model, parameters)
-        images = torch.randn(batch, *size)
-        for objective, anchor in (("same objective", "self"), ("frozen anchor", "frozen")):
-            adapter = TestTimeAdapter(model, anchor=anchor, scope="image", parameters=parameters, **STEPS)
-            add(name, batch, objective, partial(one_after_the_other, engine, images), partial(adapter, images))
+        engine = partial(one_after_the_other, torch_ttt_engine(model, parameters))
+        adapters = adapters_of(model, scope="image", parameters=parameters)
+        add(name, model, torch.randn(batch, *size), engine, adapters)
     return rows
 
 
-def gated_cost(seconds: float) -> dict[str, float]:
-    """A fully gated batch against two plain forward passes' worth of work: in plain forward passes."""
+def gated_cost(timer: Timer) -> dict[str, float]:
+    """Batches of 256 at the default settings in plain forward passes: clean after clean, shifted after shifted, and
+    always adapting beside that."""
     model = tutorial_cnn().eval()
-    model.config.reference_distance = {"mean": 1.0, "std": 1.0, "distance": "neg_dot"}
-    adapter = TestTimeAdapter(model)
     images = torch.randn(256, 1, 28, 28)
+    clean, shifted = ({"mean": mean, "std": 0.0, "distance": "neg_dot"} for mean in (math.inf, -math.inf))
+    gated, opened, always = TestTimeAdapter(model), TestTimeAdapter(model), TestTimeAdapter(model, gate=None)
 
-    @torch.no_grad()
-    def plain():
-        for _ in range(4):
-            model(images)
+    def call(adapter: TestTimeAdapter, reference: dict, is_open: bool) -> None:
+        model.config.reference_distance = reference
+        assert adapter(images).adapted.all() == is_open
 
-    def gated():
-        for _ in range(4):
-            adapter(images)
-
-    assert not adapter(images).adapted.any()
-    row = compare(gated, plain, seconds)
-    print(f"a fully gated batch of 256 costs {row['ratio']:.2f} plain forward passes")
+    plain, *others = timer(
+        partial(plain_forward, model, images),
+        partial(call, gated, clean, False),
+        partial(call, opened, shifted, True),
+        partial(call, always, shifted, True),
+    )
+    row = dict(zip(("clean", "shifted", "always"), (median_ratio(times, plain)[1] for times in others), strict=True))
+    print(
+        f"a batch of 256 costs, in plain forward passes: clean after clean {row['clean']:.2f}, shifted after shifted "
+        f"{row['shifted']:.2f} (5 steps), without a gate {row['always']:.2f}"
+    )
     return row
 
 
-def memory() -> dict[str, float]:
-    """Peak extra memory of one adaptation step on one image, norm parameters, ResNet-18 size."""
-    model = resnet18().eval()
-    engine = torch_ttt_engine(model, "norm")
-    image = torch.randn(1, 3, 64, 64)
-    engine(image)
-    theirs = peak_memory(lambda: engine(image))
-    ours = peak_memory(lambda: TestTimeAdapter(model, parameters="norm", single_image="batch", **STEPS)(image))
-    print(
-        f"peak extra memory: torch-ttt {theirs / 2**20:.1f} MiB, hf_it3 {ours / 2**20:.1f} MiB ({ours / theirs:.2f})"
-    )
-    return {"their_bytes": theirs, "our_bytes": ours, "share": ours / theirs}
-
-
-def scaling() -> dict[str, float]:
-    """Time per image and peak memory of 10,000 images against 1,000, each with weights of its own."""
-    model = tutorial_cnn().eval()
-    adapter = TestTimeAdapter(model, scope="image", **STEPS)
-    few, many = torch.randn(1000, 1, 28, 28), torch.randn(10000, 1, 28, 28)
-    adapter(few)
-    times: dict[str, list[float]] = {"few": [], "many": []}
+def profile_one_image() -> dict[str, float]:
+    """Where the time of one step on one image goes: the operators of the passes, and everything around them."""
+    adapter = TestTimeAdapter(tutorial_cnn().eval(), single_image="batch", **STEPS)
+    image = torch.randn(1, 1, 28, 28)
     for _ in range(5):
-        for name, images in (("few", few), ("many", many)):
-            start = time.perf_counter()
-            adapter(images)
-            times[name].append((time.perf_counter() - start) / len(images))
-    ratio = statistics.median(times["many"]) / statistics.median(times["few"])
-
-    def adapt_anew(images: Tensor) -> None:
-        TestTimeAdapter(model, scope="image", **STEPS)(images)
-
-    # With new adapters, because one that has been called needs less.
-    peaks = [peak_memory(partial(adapt_anew, images)) for images in (few, many)]
-    extra = peaks[1] / peaks[0]
-    mebibytes = " and ".join(f"{peak / 2**20:.0f} MiB" for peak in peaks)
-    print(f"10,000 images against 1,000: time per image x {ratio:.2f}, peak memory x {extra:.2f} ({mebibytes})")
-    return {"time_ratio": ratio, "memory_ratio": extra, "ms_per_image": 1000 * statistics.median(times["few"])}
+        adapter(image)
+    profile = cProfile.Profile(time.process_time)
+    profile.runcall(lambda: [adapter(image) for _ in range(100)])
+    entries = {(Path(file).name, name): row for (file, _, name), row in pstats.Stats(profile).stats.items()}
+    total = entries["adaptation_it3.py", "__call__"][3]
+    parts = {
+        "passes": ("shell_it3.py", "__call__"),
+        "backward": ("__init__.py", "grad"),
+        "optimizer": ("optimizers_it3.py", "take_step"),
+    }
+    shares = {part: entries[key][3] / total for part, key in parts.items()}
+    shares["rest"] = 1 - sum(shares.values())
+    print("one image, one step: " + ", ".join(f"{part} {share:.0%}" for part, share in shares.items()))
+    return shares
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -282,17 +308,22 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=6.0, help="time for each comparison")
+    parser.add_argument("--min_repeats", type=int, default=7, help="repeats for each, whatever they take")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    print(f"{'':<44}{'batch':>6}  {'':<15}{'theirs ms':>10}{'ours ms':>10}{'ratio':>8}  quartiles")
-    rows = speed(arguments.seconds)
+    timer = Timer(arguments.clock, arguments.seconds, arguments.min_repeats)
+    print(
+        f"{'':<51}{'batch':>5}  {'':<14}{'theirs ms':>10}{'ours ms':>9}{'ratio':>7}  quartiles{'forwards':>11} limit"
+    )
+    rows = speed(timer)
     results = {
         "threads": arguments.threads,
+        "clock": arguments.clock,
         "speed": rows,
-        "gated": gated_cost(arguments.seconds),
-        "memory": memory(),
-        "scaling": scaling(),
+        "profile": profile_one_image(),
+        "gated": gated_cost(timer),
     }
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     (arguments.output_dir / "adaptation.json").write_text(json.dumps(results, indent=2) + "\n")
