@@ -8,11 +8,19 @@ import torch
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, set_seed
 
-from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, IT3Trainer, IT3TrainingArguments, TestTimeAdapter
+from hf_it3 import (
+    AdaptationConfig,
+    IT3ForImageClassification,
+    IT3ImageProcessor,
+    IT3Trainer,
+    IT3TrainingArguments,
+    TestTimeAdapter,
+)
 from hf_it3.corruptions import corrupt
 from hf_it3.data import load_images
 from hf_it3.it3.batchnorm_it3 import SplitBatchNorm, norm_statistics, split_batch_norms
 from hf_it3.it3.injection_it3 import ForwardPass, running_pass
+from hf_it3.it3.shift_reference_it3 import ShiftReference
 
 
 MNIST = Path(__file__).parents[1] / "../shared/data/mnist"
@@ -135,6 +143,53 @@ def test_statistics_per_image_are_those_of_a_batch_of_one(features, kind):
     with norm_statistics(kind, 4):
         alone = torch.cat([split(image[None]) for image in features])
     torch.testing.assert_close(together, alone)
+
+
+class TestSortedBatches:
+    """Images that seem to be of few classes, by the first answer or by the aligned one."""
+
+    SETTINGS = {"gate": None, "norm_statistics": "shrunk", "prior_count": 4, "num_steps": 1, "learning_rate": 0.1}
+
+    @pytest.fixture
+    def seems_sorted(self, monkeypatch):
+        def answer(*answers):
+            given = iter(answers)
+            monkeypatch.setattr(
+                ShiftReference, "are_of_few_classes", lambda self, classes: torch.tensor([next(given)])
+            )
+
+        return answer
+
+    @staticmethod
+    def under(model, images, *statistics):
+        with torch.no_grad(), norm_statistics(*statistics):
+            return model(images).logits
+
+    def test_they_keep_most_of_the_training_statistics_and_take_no_step(self, batch_norm_model, images, seems_sorted):
+        seems_sorted(True, True)
+        output = TestTimeAdapter(batch_norm_model, self.SETTINGS)(images)
+        torch.testing.assert_close(output.logits, self.under(batch_norm_model, images, "mixed", 16))
+        assert len(output.loss_history) == 0
+        assert output.adapted.all()
+
+    def test_a_shift_that_only_looks_like_it_is_adapted_to(self, batch_norm_model, images, seems_sorted):
+        seems_sorted(False, False)
+        usual = TestTimeAdapter(batch_norm_model, self.SETTINGS)(images)
+        seems_sorted(True, False, False)
+        output = TestTimeAdapter(batch_norm_model, self.SETTINGS)(images)
+        assert len(output.loss_history) == 1
+        torch.testing.assert_close(output.logits, usual.logits)
+
+    @pytest.mark.parametrize("num_steps", [0, 1])
+    def test_they_are_found_after_alignment_too(self, batch_norm_model, images, seems_sorted, num_steps):
+        seems_sorted(False, True)
+        output = TestTimeAdapter(batch_norm_model, self.SETTINGS, num_steps=num_steps)(images)
+        torch.testing.assert_close(output.logits, self.under(batch_norm_model, images, "mixed", 16))
+
+    def test_methods_without_a_diversity_term_do_not_ask(self, batch_norm_model, images, seems_sorted):
+        seems_sorted()  # no answer: to ask would raise StopIteration
+        output = TestTimeAdapter(batch_norm_model, AdaptationConfig.preset("tent"))(images)
+        assert len(output.loss_history) == 1
 
 
 def before_statistics(buffers):

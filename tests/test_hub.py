@@ -105,12 +105,12 @@ def test_a_new_process_gets_the_same_answers_without_trust(
 
 
 def test_a_model_pushed_after_training_brings_the_processor_it_was_trained_with(
-    hub, hub_client, random_model, train_rows
+    hub, hub_client, random_model, train_rows, tmp_path
 ):
     processor = IT3ImageProcessor(
         num_channels=1, size={"height": 16, "width": 16}, image_mean=[0.11], image_std=[0.22]
     )
-    arguments = IT3TrainingArguments("unused", use_cpu=True)
+    arguments = IT3TrainingArguments(str(tmp_path), use_cpu=True)
     IT3Trainer(random_model, arguments, train_dataset=train_rows, processing_class=processor)
     repo_id = hub.name("model")
     random_model.push_to_hub(repo_id)

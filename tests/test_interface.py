@@ -31,7 +31,7 @@ HGNET = HGNetV2Config(
 
 
 def make_trainer(model):
-    arguments = IT3TrainingArguments("unused", save_strategy="no", use_cpu=True)
+    arguments = IT3TrainingArguments("build/unused", save_strategy="no", use_cpu=True)
     return IT3Trainer(model, arguments, train_dataset=[{"pixel_values": torch.zeros(1, 16, 16), "label": 0}])
 
 
