@@ -1,6 +1,7 @@
 """The app with a model of photographs that has classes of its own."""
 
 import os
+import re
 import socket
 
 import datasets
@@ -174,7 +175,8 @@ def test_no_steps_are_not_taken_for_a_closed_gate(served, photographs):
         assert "Not adapted: no steps were asked for" in shown
     served.model.config.reference_distance = {"mean": 2.0, "std": 0.01}
     shown = headline(classify(served.classifier(), pixels, gate=3.0))
-    assert "Not adapted: the distance lies below the gate" in shown
+    assert "Not adapted: the gate sees no shift" in shown
+    assert re.search(r"Standard errors from clean images: idempotence distance -\d.*; the gate opens above 3\.", shown)
 
 
 @pytest.mark.parametrize("rate", [None, -1, 5])
@@ -243,7 +245,7 @@ def test_the_gate_can_be_asked_for_where_the_model_has_none(served, photographs)
         return headline(Page(served).answer(None, *inputs, *settings)[1])
 
     assert "3 of 3 images were adapted to" in press(gated=False)
-    assert "Not adapted: the distance lies below the gate" in press(gated=True)
+    assert "Not adapted: the gate sees no shift" in press(gated=True)
 
 
 def test_what_is_said_of_the_gate_is_what_was_held_against_it(served, photographs):

@@ -78,6 +78,9 @@ class Result:
         gate: idempotence distance from which on images are taken for shifted, `None` where there is no gate.
         looked_at: the distance that was held against it, of an image or the mean of those that share weights.
         whose: the image or images that this is the distance of, in words.
+        shifts: how far the images lie from clean ones, in standard errors, by what the gate looks at; nothing where it
+            was not asked. Of images that adapt alone the largest.
+        limit: the standard errors that open the gate, `None` where there is no gate.
     """
 
     answers: list[Answer]
@@ -86,6 +89,8 @@ class Result:
     gate: float | None
     looked_at: float
     whose: str
+    shifts: dict[str, float]
+    limit: float | None
 
     @property
     def only_averaged(self) -> bool:
@@ -156,7 +161,16 @@ def classify(classifier: AdaptingPipeline, pixels: Tensor, truths: Any = None, *
     gate = adapter.shift_test.distance_limit(len(distances))
     histories = [entry[0]["loss_history"] for entry in entries if entry[0]["loss_history"]]
     losses = np.mean(histories, axis=0).tolist() if histories else []
-    return Result(answers, losses, seconds, gate, float(np.mean(distances)), whose)
+    looked_at = float(np.mean(distances))
+    return Result(answers, losses, seconds, gate, looked_at, whose, _shifts(entries), adapter.config.gate)
+
+
+def _shifts(entries: Any) -> dict[str, float]:
+    """By words for it, how far images lie from clean ones, where that was measured."""
+    names = {"first features": "feature_shift", "idempotence distance": "distance_shift"}
+    measured = {words: [entry[0][name] for entry in entries] for words, name in names.items()}
+    known = {words: [value for value in values if value is not None] for words, values in measured.items()}
+    return {words: max(values) for words, values in known.items() if values}
 
 
 def _class_answers(pixels: Tensor, entries: Any, truths: Sequence[str] | None) -> list[Answer]:

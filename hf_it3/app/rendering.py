@@ -84,8 +84,7 @@ def _what_happened(result: Result) -> str:
     changed = sum(answer.changed for answer in answers)
     images = "The image was" if count == 1 else f"{changed} of {count} images were"
     if not changed:
-        below = result.gate is not None and result.looked_at < result.gate
-        reason = "the distance lies below the gate: no shift" if below else "no steps were asked for"
+        reason = "the gate sees no shift" if result.shifts else "no steps were asked for"
         return f"Not adapted: {reason}"
     how = "averaged over augmentations" if result.only_averaged else "adapted to"
     if counted := sum(answer.maps.counted for answer in answers if answer.maps):
@@ -102,9 +101,13 @@ def _what_happened(result: Result) -> str:
 
 
 def _explanation(result: Result) -> str:
-    if not result.only_averaged:
-        return ""
-    return '<p class="muted">That leaves the weights as they are, so it is done whatever the gate says.</p>'
+    sentences = []
+    if result.only_averaged:
+        sentences.append("That leaves the weights as they are, so it is done whatever the gate says.")
+    if result.shifts and result.limit is not None:
+        shifts = ", ".join(f"{words} {value:.1f}" for words, value in result.shifts.items())
+        sentences.append(f"Standard errors from clean images: {shifts}; the gate opens above {result.limit:g}.")
+    return f'<p class="muted">{" ".join(sentences)}</p>' if sentences else ""
 
 
 def short(name: str) -> str:
