@@ -122,6 +122,14 @@ class TestConfiguration:
         assert model.backbone.config.id2label == names
         assert classifier.config.id2label != names
 
+    @pytest.mark.parametrize(("own", "given"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)])
+    def test_images_of_another_precision_are_cast_to_the_models(self, own, given):
+        model = IT3ForImageClassification(IT3Config()).to(own).eval()
+        images = torch.rand(2, 1, 28, 28).to(own)
+        output = model(images.to(given), labels=torch.tensor([0, 1]))
+        assert torch.equal(output.logits, model(images).logits)
+        assert output.loss.isfinite()
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("config", [VIT, RESNET])
     @BUILDERS

@@ -269,7 +269,8 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
         """Answers for a batch of images.
 
         Args:
-            pixel_values (`Tensor` of shape `(B, C, H, W)`): images as the image processor returns them.
+            pixel_values (`Tensor` of shape `(B, C, H, W)`): images as the image processor returns them; floats of
+                another precision are cast to the model's.
             labels (`Tensor`, *optional*): of shape `(B,)`, class indices; `(B, num_labels)` for several labels or
                 regression; `(B, H, W)`, class indices, for segmentation. With labels alone, both passes run and the
                 output has a loss.
@@ -282,6 +283,8 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
             ValueError: if labels do not fit or are out of range, the signal has the wrong shape, or the injection
                 layer did not run.
         """
+        if pixel_values.is_floating_point() and pixel_values.dtype != self.dtype:
+            pixel_values = pixel_values.to(self.dtype)
         first = self._run(pixel_values, label_signal, **kwargs)  # f(x), or f(x, s) of a signal that is given
         if labels is None:
             return self._output(first, return_dict)
