@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput, logging
 
 from .adaptation_config_it3 import AdaptationConfig, resolve_adaptation
-from .augmentation_it3 import Augmentation
 from .backbone_defaults_it3 import resolve_defaults
 from .interface_it3 import IdempotentModel, idempotent_model
 from .named_settings_it3 import check_named
@@ -113,27 +112,15 @@ class TestTimeAdapter:
         self.shell = ModelShell(self.model, config.parameters)
         self.source_shell = ModelShell(self.model, None) if config.scope == "stream" else self.shell
         self.shared = SharedAdaptation(self.shell, self.source_shell, config, objective)
-        self.alone = {scope: self._adaptation_alone(scope, objective) for scope in ("image", "average")}
+        self.alone = {
+            scope: ImageAdaptation.with_settings(self._settings.replace(scope=scope), self.shell, objective)
+            for scope in ("image", "average")
+        }
         self.stream = Stream(self.shared, config) if config.scope == "stream" else None
         # Shift comes in runs: where the last call adapted, the next will probably, and keeps its first passes' graph.
         self._adapted_last = config.gate is None
         self._is_broken = False
         self._forget_counts()
-
-    def _adaptation_alone(self, scope: str, objective: Objective) -> ImageAdaptation:
-        """How images adapt that share weights with nobody; their defaults are others than those of a batch."""
-        config = resolve_defaults(self._settings.replace(scope=scope), self.model)
-        augmentation = None
-        if scope == "average":
-            config = config.replace(num_steps=config.augmentation_steps)
-            kinds = config.augmentation_kinds or (None if self.task.takes_crops else ("warp",))
-            if not self.task.takes_crops and "crop" in (kinds or ()):
-                raise ValueError(
-                    f"augmentation_kinds={list(kinds or ())} cannot act in {self.task.name}: a crop tells less than "
-                    "the whole image; leave 'crop' out"
-                )
-            augmentation = Augmentation(config.augmentations, kinds)
-        return ImageAdaptation(SharedAdaptation(self.shell, self.shell, config, objective, alone=True), augmentation)
 
     def __getstate__(self) -> dict[str, Any]:
         # Locks can be neither copied nor pickled, and a copy makes its own shells.

@@ -8,7 +8,9 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from .adaptation_config_it3 import AdaptationConfig
 from .augmentation_it3 import Augmentation
-from .objective_it3 import move_average
+from .backbone_defaults_it3 import resolve_defaults
+from .interface_it3 import idempotent_model
+from .objective_it3 import Objective, move_average
 from .optimizers_it3 import forget_history, make_optimizer, take_step
 from .shell_it3 import ModelShell, laid_out_as
 from .steps_it3 import Passes, SharedAdaptation, test_statistics
@@ -40,6 +42,27 @@ class ImageAdaptation:
         self.num_steps: int = self.config.num_steps or 0
         self.vectorize = self._choose_vectorize()
         self._copies: WeightCopies | None = None
+
+    @classmethod
+    def with_settings(cls, settings: AdaptationConfig, shell: ModelShell, objective: Objective) -> "ImageAdaptation":
+        """The one for scope `"image"` or `"average"`, whose defaults are others than those of a batch.
+
+        Raises:
+            ValueError: for crops in a task that needs the whole image.
+        """
+        config = resolve_defaults(settings, idempotent_model(shell.model))
+        augmentation = None
+        if config.scope == "average":
+            config = config.replace(num_steps=config.augmentation_steps)
+            task = objective.task
+            kinds = config.augmentation_kinds or (None if task.takes_crops else ("warp",))
+            if not task.takes_crops and "crop" in (kinds or ()):
+                raise ValueError(
+                    f"augmentation_kinds={list(kinds or ())} cannot act in {task.name}: a crop tells less than the "
+                    "whole image; leave 'crop' out"
+                )
+            augmentation = Augmentation(config.augmentations, kinds)
+        return cls(SharedAdaptation(shell, shell, config, objective, alone=True), augmentation)
 
     def _choose_vectorize(self) -> bool:
         config = self.config
