@@ -214,3 +214,12 @@ class TestSaving:
         output = loaded.adapt(clean + 1)
         assert output.feature_shift.isnan().all()
         assert output.distance_shift.isfinite().all()
+
+
+def test_where_features_are_not_aligned_steps_have_more_to_do(clean):
+    model = measured("vit", clean)
+    settings = TestTimeAdapter(model).config
+    assert (settings.parameters, settings.num_steps) == ("norm", 1)
+    model.config.problem_type = "multi_label_classification"
+    settings = TestTimeAdapter(model).config
+    assert (settings.parameters, settings.num_steps, settings.norm_statistics) == ("all", 5, "source")

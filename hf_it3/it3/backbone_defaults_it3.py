@@ -53,12 +53,14 @@ def backbone_kind(model: nn.Module) -> str:
 
 def resolve_defaults(config: AdaptationConfig, model: IdempotentModel) -> AdaptationConfig:
     """A copy of the settings in which nothing is left open for this model: neither `None` nor `"auto"`."""
-    kind = backbone_kind(model)
-    defaults = BACKBONE_DEFAULTS[kind] | (DEFAULTS_ALONE[kind] if config.scope in ("image", "average") else {})
+    kind, task_aligns = backbone_kind(model), Task.of(model.config).aligns_features
+    # Nothing corrects features before the steps where they are not aligned, so more is left for these to do.
+    row = kind if kind == "batch_norm" or task_aligns else "plain"
+    defaults = BACKBONE_DEFAULTS[row] | (DEFAULTS_ALONE[row] if config.scope in ("image", "average") else {})
     resolved = {name: value for name, value in defaults.items() if getattr(config, name) in (None, "auto")}
     if kind != "batch_norm":
         is_chosen = config.norm_statistics in ("mixed", "shrunk")
-        aligns = model.feature_statistics.is_measured and (is_chosen or Task.of(model.config).aligns_features)
+        aligns = model.feature_statistics.is_measured and (is_chosen or task_aligns)
         if not aligns or config.norm_statistics == "batch":  # that is of BatchNorm alone
             resolved["norm_statistics"] = "source"
     if config.anchor is None:
