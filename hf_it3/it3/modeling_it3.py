@@ -283,7 +283,8 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
             ValueError: if labels do not fit or are out of range, the signal has the wrong shape, or the injection
                 layer did not run.
         """
-        if pixel_values.is_floating_point() and pixel_values.dtype != self.dtype:
+        is_float = isinstance(pixel_values, Tensor) and pixel_values.is_floating_point()
+        if is_float and pixel_values.dtype != self.dtype:
             pixel_values = pixel_values.to(self.dtype)
         first = self._run(pixel_values, label_signal, **kwargs)  # f(x), or f(x, s) of a signal that is given
         if labels is None:
