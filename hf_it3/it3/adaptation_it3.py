@@ -285,11 +285,16 @@ class TestTimeAdapter:
         """Answers with means over copies; it changes no weights and costs clean images nothing, so it has no gate."""
         if not chosen.any():
             return
-        logits = self.alone[scope].average(images[chosen])
+        _, positions = self._put_logits(output, chosen, self.alone[scope].average(images[chosen]))
+        output.averaged[positions] = True
+
+    @staticmethod
+    def _put_logits(output: AdaptationOutput, chosen: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts the chosen images' finite logits into `output`; which of them those are, and where they stand."""
         good = logits.isfinite().flatten(1).all(1)
         positions = chosen.nonzero().squeeze(1)[good]
         output.logits[positions] = logits[good].to(output.logits.dtype)
-        output.averaged[positions] = True
+        return good, positions
 
     def _answer(self, output: AdaptationOutput, images: Tensor, first: Passes, chosen: Tensor, scope: str) -> None:
         """Replaces the chosen images' logits in `output` by adapted ones, where those are finite."""
@@ -311,9 +316,7 @@ class TestTimeAdapter:
             output.loss_history[:, chosen] = history
         if logits is None:
             return
-        good = logits.isfinite().flatten(1).all(1)
-        positions = chosen.nonzero().squeeze(1)[good]
-        output.logits[positions] = logits[good].to(output.logits.dtype)
+        good, positions = self._put_logits(output, chosen, logits)
         output.averaged[positions] = scope in self.alone and self.alone[scope].averages
         output.adapted[positions] = len(history) > 0 or self._config_of(scope).norm_statistics != "source"
         if scope in self.alone:

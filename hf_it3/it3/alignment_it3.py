@@ -10,7 +10,7 @@ from transformers.utils.output_capturing import CompileableContextVar
 
 from .batchnorm_it3 import ChosenStatistics, SplitBatchNorm, mixed_statistics
 from .clean_buffers_it3 import CleanBuffers
-from .injection_it3 import current_pass, drop_hooks, last_channels
+from .injection_it3 import drop_hooks, last_channels, statistics_prefix
 
 
 _EPSILON = 1e-5
@@ -83,23 +83,17 @@ class Alignment:
             return None
         return self._align(output, chosen)
 
-    @staticmethod
-    def _prefix() -> str:
-        forward_pass = current_pass()
-        return "signal_" if forward_pass is not None and forward_pass.is_signal_pass else ""
-
     @torch.no_grad()
     def _collect(self, output: Tensor, sums: Sums) -> None:
         values, dims = output.float(), [dim for dim in range(output.ndim) if dim != self.axis % output.ndim]
-        key = f"{self._prefix()}{self.name}"
         mean, count = values.mean(dims), values.numel() / values.shape[self.axis]
         square = values.square().mean(dims)
         # On the CPU, because not every device has double precision.
         new = (count, mean.cpu().double() * count, square.cpu().double() * count)
-        sums[key] = tuple(a + b for a, b in zip(sums[key], new, strict=True)) if key in sums else new  # type: ignore
+        _add(sums, f"{statistics_prefix()}{self.name}", new)
 
     def _align(self, output: Tensor, chosen: ChosenStatistics) -> Tensor:
-        prefix = self._prefix()
+        prefix = statistics_prefix()
         features = output.to(torch.promote_types(output.dtype, torch.float32))
         shape = [1] * output.ndim
         shape[self.axis] = -1
@@ -149,8 +143,7 @@ class FeatureStatistics(nn.ModuleDict):
         totals: Sums = {}
         for sums in parts:
             for key, new in sums.items():
-                old = totals.get(key)
-                totals[key] = new if old is None else tuple(a + b for a, b in zip(old, new, strict=True))  # type: ignore
+                _add(totals, key, new)
         for name, statistics in self.items():
             values = {}
             for prefix in ("", "signal_"):
@@ -161,6 +154,13 @@ class FeatureStatistics(nn.ModuleDict):
                 values[f"{prefix}std"] = (squares / count - (total / count).square()).clamp_min(0).sqrt()
             else:
                 statistics.store(**values)  # type: ignore[operator]
+
+
+def _add(sums: Sums, key: str, new: tuple[float, Tensor, Tensor]) -> None:
+    if key in sums:
+        (count, total, squares), (more, values, their_squares) = sums[key], new
+        new = (count + more, total + values, squares + their_squares)
+    sums[key] = new
 
 
 def _key(name: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from .injection_it3 import current_pass
+from .injection_it3 import statistics_prefix
 
 
 logger = logging.get_logger(__name__)
@@ -133,8 +133,7 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _normalize(self, input: Tensor) -> Tensor:
         if self.running_mean is None:
             return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        forward_pass = current_pass()
-        prefix = "signal_" if forward_pass is not None and forward_pass.is_signal_pass else ""
+        prefix = statistics_prefix()
         mean, var = getattr(self, f"{prefix}running_mean"), getattr(self, f"{prefix}running_var")
         if self.training or (prefix and self.collects_signal_statistics):
             count = getattr(self, f"{prefix}num_batches_tracked")

@@ -40,6 +40,12 @@ def current_pass() -> ForwardPass | None:
     return _current_pass.get()
 
 
+def statistics_prefix() -> str:
+    """What the names of the statistics of the pass that runs begin with: those of signal passes are their own."""
+    forward_pass = current_pass()
+    return "signal_" if forward_pass is not None and forward_pass.is_signal_pass else ""
+
+
 # Collects the first features of passes, where somebody looks at them.
 _watched = CompileableContextVar("it3_watched_features")
 

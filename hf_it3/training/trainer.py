@@ -252,8 +252,7 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         step = self.state.global_step if self.is_in_train else None
         if step == self._reference_step if self.is_in_train else is_measured:
             return
-        has_images = self.reference_dataset is not None or self.train_dataset is not None
-        if self.args.reference_images and has_images:
+        if self.args.reference_images and self._clean_images is not None:
             self.measure_reference_distance()
             self._reference_step = step
 
@@ -310,13 +309,17 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         Raises:
             ValueError: if the data set is empty.
         """
-        if dataset is None:
-            dataset = self.train_dataset if self.reference_dataset is None else self.reference_dataset
+        dataset = self._clean_images if dataset is None else dataset
         model = idempotent_model(self.model)
         clean, sums = self._look_at(model, first_rows(dataset, self.args.reference_images or None))
         if not len(clean):
             raise ValueError("the reference distance needs at least one image, and the data set has none")
         return store_reference(model, clean, sums)
+
+    @property
+    def _clean_images(self) -> Any:
+        """The data set that is measured for test time, if there is one."""
+        return self.train_dataset if self.reference_dataset is None else self.reference_dataset
 
     def _look_at(self, model: IdempotentModel, dataset: Any) -> tuple[Observation, list[Sums]]:
         """What the model sees in every image of a data set, those of the last incomplete batch too."""
