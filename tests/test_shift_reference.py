@@ -3,8 +3,10 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.covariance import oas
 from trainer_fixtures import quiet_arguments
 
 from hf_it3 import IT3ForImageClassification, IT3Trainer, TestTimeAdapter
@@ -38,24 +40,85 @@ def reference():
 DISTANCES = {"mean": -0.5, "std": 12**-0.5, "num_images": 3000}
 
 
-def test_the_statistic_is_the_mean_square_of_standardised_means(reference):
-    group = drawn(50, 1, shift=0.3)
-    total = 0.0
-    for feature in range(8):
-        residuals = [
-            (group.features[i, feature] - reference.feature_mean[group.classes[i], feature]).item() for i in range(50)
-        ]
-        mean = sum(residuals) / 50
-        total += (mean / reference.feature_std[feature].item()) ** 2 / (1 / 50 + 1 / 3000)
-    assert reference.feature_statistics(group.together()).item() == pytest.approx(total / 8, rel=1e-4)
+def standardised(seen, reference):
+    """Features `(N, F)` less the mean of their class, over their deviation, row by row."""
+    rows = [
+        (row - reference.feature_mean[kind]) / reference.feature_std
+        for row, kind in zip(seen.features, seen.classes, strict=True)
+    ]
+    return np.stack([row.double().numpy() for row in rows])
+
+
+def test_the_statistic_is_the_mahalanobis_distance_of_the_means(reference):
+    clean, group = drawn(3000, 0), drawn(50, 1, shift=0.3)
+    covariance, _ = oas(standardised(clean, reference), assume_centered=True)
+    mean = standardised(group, reference).mean(0)
+    squared = mean @ np.linalg.inv(covariance) @ mean
+    expected = squared / (1 / 50 + 1 / 3000) / 8
+    assert reference.feature_statistics(group.together()).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_what_was_measured_before_correlations_were_kept_counts_features_one_by_one(reference):
+    older, group = copy.deepcopy(reference), drawn(50, 1, shift=0.3)
+    older.feature_whitening.zero_()
+    mean = standardised(group, reference).mean(0)
+    expected = (mean**2).mean() / (1 / 50 + 1 / 3000)
+    assert older.feature_statistics(group.together()).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_change_of_what_belongs_together_is_seen_where_means_hardly_move():
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(3000, 1, generator=generator)
+    features = base + 0.1 * torch.randn(3000, 8, generator=generator)
+    zeros = torch.zeros(3000, dtype=torch.long)
+    made = ShiftReference(4, 1)
+    made.measure(Observation(features, zeros, torch.rand(3000, generator=generator)))
+    moved = features[:16].clone()
+    moved[:, 4:] += 0.15  # of a deviation of 1
+    group = Observation(moved, zeros[:16], torch.zeros(16)).together()
+    assert made.feature_statistics(group).item() > 2 * made.limits("feature", 16)[-1]
+
+
+def opened(test: ShiftTest, groups: list[Observation]) -> int:
+    """How many of these the gate opens for."""
+    return sum(test.opens(group.together(), test.scores(group.together())).item() for group in groups)
+
+
+def of_one_class(features: torch.Tensor) -> Observation:
+    return Observation(features, torch.zeros(len(features), dtype=torch.long), torch.zeros(len(features)))
+
+
+@pytest.mark.parametrize("size", [4, 16, 64])
+def test_limits_hold_where_reference_images_are_few_for_their_features(size):
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(40, 40, generator=generator)
+    made = ShiftReference(20, 1)
+    made.measure(of_one_class(torch.randn(100, 40, generator=generator) @ mixing))
+    groups = [of_one_class(torch.randn(size, 40, generator=generator) @ mixing) for _ in range(400)]
+    limit = made.limits("feature", size)[-1]
+    assert sum(made.feature_statistics(group.together()).item() > limit for group in groups) <= 0.01 * len(groups)
+
+
+@pytest.mark.parametrize("kind", [0, None])
+def test_a_small_difference_that_does_not_fade_is_no_shift(kind, reference):
+    test = ShiftTest(3.0, reference, None, None)
+    direction = torch.randn(8, 8, generator=torch.Generator().manual_seed(99)).T.sum(1)  # all at once
+    for number in (16, 256):
+        # A squared Mahalanobis distance of 0.02 for each feature, where 0.05 are allowed.
+        groups = [drawn(number, seed, only=kind) for seed in range(50)]
+        for group in groups:
+            group.features += 0.14 * direction
+        assert opened(test, groups) <= 1
+        for group in groups:
+            group.features += 1.5 * direction
+        assert opened(test, groups) == len(groups)
 
 
 @pytest.mark.parametrize("size", [1, 4, 10, 64, 300])
 def test_clean_groups_seldom_exceed_the_limit_at_3(reference, size):
     test = ShiftTest(3.0, reference, DISTANCES, None)
-    groups = [drawn(size, 1000 + seed).together() for seed in range(400)]
-    opened = sum(test.opens(group, test.scores(group)).item() for group in groups)
-    assert opened <= 0.02 * len(groups)
+    groups = [drawn(size, 1000 + seed) for seed in range(400)]
+    assert opened(test, groups) <= 0.02 * len(groups)
 
 
 def test_half_of_the_clean_groups_lie_below_the_median(reference):

@@ -21,8 +21,13 @@ _RESAMPLES_AT_ONCE = 500
 _MAX_POOL = 1000
 # A class that few clean images were predicted as counts as if it had as many more of the mean image.
 _PRIOR_IMAGES = 4
-# Mean features of classes are kept up to this number of values.
+# Mean features of classes are kept up to this number of values, correlations up to this number of features.
 _MAX_CLASS_VALUES = 2_000_000
+_MAX_CORRELATED = 3072
+# Limits are of images whose correlations were not measured on themselves: in this number of parts, of so many images
+# at least.
+_PARTS = 5
+_MIN_PART = 10
 
 
 @dataclass
@@ -75,7 +80,8 @@ class ShiftReference(CleanBuffers):
 
     First features are the mean and the standard deviation over space of each channel of the injection layer's output:
     `F = 2 x channels` numbers per image. They are compared with those of clean images that are predicted as the same
-    class, so that clean images of one class alone look clean.
+    class, so that clean images of one class alone look clean, and by their Mahalanobis distance, since features depend
+    on each other: noise changes the deviation of a channel without the mean that belongs to it.
 
     Args:
         channels (`int`): of the injection layer.
@@ -85,6 +91,7 @@ class ShiftReference(CleanBuffers):
     num_images: Tensor
     feature_mean: Tensor
     feature_std: Tensor
+    feature_whitening: Tensor
     distance_limits: Tensor
     feature_limits: Tensor
     share_limits: Tensor
@@ -97,6 +104,7 @@ class ShiftReference(CleanBuffers):
             num_images=(1,),
             feature_mean=(rows, 2 * channels),
             feature_std=(2 * channels,),
+            feature_whitening=(2 * channels,) * 2 if 2 * channels <= _MAX_CORRELATED else (0, 0),
             distance_limits=limits,
             feature_limits=limits,
             share_limits=limits,
@@ -126,17 +134,21 @@ class ShiftReference(CleanBuffers):
         residuals = features - class_mean[rows]
         std = residuals.std(0) if len(features) > 1 else torch.zeros_like(mean)
         std[std <= 1e-6 * mean.abs().clamp_min(1e-6)] = math.inf  # a feature that is always the same tells nothing
+        residuals /= std
         deviation = distances.std() if len(distances) > 1 else torch.zeros(())
         standardised = (distances - distances.mean()) / deviation.clamp_min(1e-12)
         pool = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:_MAX_POOL]
         shares = torch.nn.functional.one_hot(clean.classes[pool], self.num_classes).float()
+        correlates = len(self.feature_whitening) > 0
+        parts = _whitened_apart(residuals[pool]) if correlates else [residuals[pool]]
         self.store(
             num_images=torch.tensor([float(len(features))]),
             feature_mean=class_mean,
             feature_std=std,
-            distance_limits=_group_limits(standardised[pool, None].float(), lambda means: means[:, 0], seed),
-            feature_limits=_group_limits((residuals / std)[pool].float(), lambda means: means.square().mean(1), seed),
-            share_limits=_group_limits(shares, lambda means: means.amax(1), seed, as_they_are=True),
+            feature_whitening=_whitening(residuals) if correlates else self.feature_whitening,
+            distance_limits=_group_limits([standardised[pool, None]], lambda means: means[:, 0], seed),
+            feature_limits=_group_limits(parts, lambda means: means.square().mean(1), seed),
+            share_limits=_group_limits([shares], lambda means: means.amax(1), seed, as_they_are=True),
         )
 
     def _rows_of(self, classes: Tensor) -> Tensor:
@@ -144,10 +156,13 @@ class ShiftReference(CleanBuffers):
 
     def feature_statistics(self, groups: Observation) -> Tensor:
         """How far the first features `(G, n, F)` of G groups of n images lie from those of clean images, shape `(G,)`:
-        the mean over features of `n x ((mean - clean mean) / clean standard deviation)^2`, about 1 for clean ones."""
+        n times the square of the Mahalanobis distance between both means, divided by F. Where features are so many
+        that their correlations are not kept, those count as 0."""
         residuals = groups.features.float() - self.feature_mean[self._rows_of(groups.classes)]
         size = groups.distances.shape[1]
         means = residuals.mean(1) / self.feature_std * scale(size, self.num_images.item())
+        if self.feature_whitening.any():  # all zero in weights from before correlations were kept
+            means = means @ self.feature_whitening
         return means.square().mean(1)
 
     def are_of_few_classes(self, classes: Tensor) -> Tensor:
@@ -194,33 +209,67 @@ def limit_at(level: float, limits: list[float]) -> float:
     return limits[low] + (level - LEVELS[low]) * max(limits[low + 1] - limits[low], 1e-9)
 
 
+def _whitening(standardised: Tensor) -> Tensor:
+    """A matrix `(F, F)` that takes features `(N, F)` of mean 0 to ones that do not depend on each other.
+
+    Their covariance is shrunk towards a multiple of the identity, the more, the fewer images there are, by the oracle
+    approximating shrinkage (Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation", 2010, eq. 23).
+    """
+    count, features = standardised.shape
+    covariance = standardised.T @ standardised / count
+    variance, square = covariance.trace() / features, covariance.square().mean()
+    excess = (count + 1) * (square - variance**2 / features)
+    share = ((square + variance**2) / excess).clamp(max=1.0) if excess > 0 else torch.ones(())
+    identity = torch.eye(features, dtype=covariance.dtype)
+    least = share * variance + 1e-6  # of features that are always the same, there is none to share
+    shrunk = (1 - share) * covariance + least * identity
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(shrunk), identity, upper=False).T
+
+
+def _whitened_apart(standardised: Tensor) -> list[Tensor]:
+    """Parts of features `(N, F)`, each whitened with the covariance of the others, as that of new images will be, and
+    with mean 0."""
+    count = min(_PARTS, len(standardised) // _MIN_PART)
+    if count < 2:
+        return [standardised @ _whitening(standardised)]
+    parts = []
+    for index in range(count):
+        apart = torch.arange(len(standardised)) % count == index
+        part = standardised[apart]
+        spread = math.sqrt(len(part) / (len(part) - 1))  # what deviations from a mean of their own lack
+        parts.append((part - part.mean(0)) * spread @ _whitening(standardised[~apart]))
+    return parts
+
+
 def _group_limits(
-    values: Tensor, statistic: Callable[[Tensor], Tensor], seed: int, as_they_are: bool = False
+    parts: list[Tensor], statistic: Callable[[Tensor], Tensor], seed: int, as_they_are: bool = False
 ) -> Tensor:
     """Quantiles of a statistic of groups of clean images, `(GROUP_SIZES, LEVELS)`, by the bootstrap.
 
-    Both the group and the reference that it is compared with are drawn anew from values `(N, F)` of mean 0 and
-    variance 1, so that the limits hold for few reference images, too; means of values `as_they_are` are compared with
-    none.
+    Both the group and the reference that it is compared with are drawn anew, each time from one of the parts, which
+    have values `(N, F)` of mean 0 and variance 1, so that the limits hold for few reference images, too; means of
+    values `as_they_are` are compared with none.
     """
     generator = torch.Generator().manual_seed(seed)
-    count = len(values)
+    parts = [part.float() for part in parts]
+    count = sum(len(part) for part in parts)
     rates = torch.special.ndtr(torch.tensor(LEVELS, dtype=torch.float64)).float()
-    reference = 0.0 if as_they_are else _drawn_means(values, count, generator)
+    references = [0.0 if as_they_are else _drawn_means(part, count, len(parts), generator) for part in parts]
     limits = []
     for size in GROUP_SIZES:
-        means = _drawn_means(values, size, generator)
-        if not as_they_are:
-            means = (means - reference) * scale(size, count)
-        limits.append(torch.quantile(statistic(means), rates))
+        values = []
+        for part, reference in zip(parts, references, strict=True):
+            means = _drawn_means(part, size, len(parts), generator)
+            values.append(statistic(means if as_they_are else (means - reference) * scale(size, count)))
+        limits.append(torch.quantile(torch.cat(values), rates))
     return torch.stack(limits)
 
 
-def _drawn_means(values: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Means of `_RESAMPLES` groups of this number of rows, drawn with replacement: `(_RESAMPLES, F)`."""
+def _drawn_means(values: Tensor, size: int, parts: int, generator: torch.Generator) -> Tensor:
+    """Means of this part's share of `_RESAMPLES` groups of this number of rows, drawn with replacement."""
     means = []
-    for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE):
-        drawn = torch.randint(len(values), (_RESAMPLES_AT_ONCE, size), generator=generator)
-        counts = torch.zeros(_RESAMPLES_AT_ONCE, len(values)).scatter_add_(1, drawn, torch.ones(drawn.shape))
+    for few in torch.empty(_RESAMPLES // parts).split(_RESAMPLES_AT_ONCE):
+        drawn = torch.randint(len(values), (len(few), size), generator=generator)
+        counts = torch.zeros(len(few), len(values)).scatter_add_(1, drawn, torch.ones(drawn.shape))
         means.append(counts @ values / size)
     return torch.cat(means)

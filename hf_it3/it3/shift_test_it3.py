@@ -19,12 +19,11 @@ from .task_it3 import Task
 
 logger = logging.get_logger(__name__)
 
-# Images of another day differ a little from those that were measured, whatever their number. First features have to
-# lie this many times further from the clean ones than those of the same day do.
-_DRIFT_FACTOR = 2.0
-# Images of few classes, sorted ones for instance, differ more. First features of a shift lie this many times further
-# from clean ones; those of sorted clean images seldom do.
-_ORDER_FACTOR = 8.0
+# Images of another day differ a little from those that were measured, and images of few classes, sorted ones for
+# instance, differ more. Unlike what chance does, this does not fade with their number. Both are squared distances
+# between means, in units of the one that an image has from the mean of clean images.
+_DRIFT = 0.05
+_ORDER_DRIFT = 0.2
 
 
 @dataclass
@@ -34,7 +33,7 @@ class ShiftScores:
 
     Args:
         distance (`Tensor` of shape `(G,)`): by their mean idempotence distance.
-        features (`Tensor` of shape `(G,)`): by half of how far their first features lie from clean ones.
+        features (`Tensor` of shape `(G,)`): by their first features, less what images of another day may differ.
     """
 
     distance: Tensor
@@ -45,10 +44,10 @@ class ShiftTest:
     """Compares groups of images with clean ones: a one-sided test of the mean idempotence distance, and one of the
     first features, both with limits resampled from clean images.
 
-    The first features see what the distance does not, shifts that leave the model sure of itself. A group in which one
-    class is more frequent than in groups of clean images may be sorted rather than shifted; there the first features
-    alone count. They have to lie 2 times as far from clean ones as a resampled limit, since images of another day
-    differ a little, and 8 times as far where few classes are seen.
+    The first features see what the distance does not, shifts that leave the model sure of itself. Their limit for n
+    images leaves room for another day: 5 % of n times what one image differs by. A group in which one class is more
+    frequent than in groups of clean images may be sorted rather than shifted; there the first features alone count,
+    and have 20 %.
 
     Args:
         gate (`float`, *optional*): critical value in standard errors, 3 for a false alarm in at most 1 of 740
@@ -107,7 +106,7 @@ class ShiftTest:
             distance = torch.tensor([in_standard_errors(value, limits) for value in values])
         if self.sees_features:
             limits = self.reference.limits("feature", size)
-            values = (self.reference.feature_statistics(groups) / _DRIFT_FACTOR).tolist()
+            values = (self.reference.feature_statistics(groups) - self._drift(_DRIFT, size)).tolist()
             features = torch.tensor([in_standard_errors(value, limits) for value in values])
         return ShiftScores(distance, features)
 
@@ -118,13 +117,20 @@ class ShiftTest:
             return torch.ones(len(groups), dtype=torch.bool)
         if not self.sees_features:
             return scores.distance > gate
-        limits = self.reference.limits("feature", groups.distances.shape[1])
+        size = groups.distances.shape[1]
+        limits = self.reference.limits("feature", size)
         far = gate
         if gate != math.inf:
-            far = in_standard_errors(limit_at(gate, limits) * _ORDER_FACTOR / _DRIFT_FACTOR, limits)
+            more = self._drift(_ORDER_DRIFT - _DRIFT, size)
+            far = in_standard_errors(limit_at(gate, limits) + more, limits)
         by_order = scores.features > far
         shifted = (scores.distance > gate) | (scores.features > gate)
         return torch.where(self.reference.are_of_few_classes(groups.classes).cpu(), by_order, shifted)
+
+    def _drift(self, share: float, size: int) -> float:
+        """What this share of an image's difference adds to the statistic of first features."""
+        one_image = self.reference.limits("feature", size)[0]  # the median, about the same for every size
+        return share * one_image * scale(size, self.reference.num_images.item()) ** 2
 
     def _distance_limits(self, size: int) -> list[float]:
         """Resampled limits, where a mean and a deviation were measured with them; else those of a normal
