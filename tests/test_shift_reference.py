@@ -122,13 +122,55 @@ def test_clean_groups_seldom_exceed_the_limit_at_3(reference, size):
 
 
 def test_half_of_the_clean_groups_lie_below_the_median(reference):
-    test = ShiftTest(0.0, reference, DISTANCES, None)
     groups = [drawn(20, 5000 + seed).together() for seed in range(200)]
-    below = sum(test.scores(group).distance.item() < 0 for group in groups)
-    assert 60 <= below <= 140
-    median = reference.limits("feature", 20)[0]
-    below = sum(reference.feature_statistics(group).item() < median for group in groups)
-    assert 60 <= below <= 140
+    distances = [(group.distances.double() - DISTANCES["mean"]) / DISTANCES["std"] for group in groups]
+    for name, values in {
+        "feature": [reference.feature_statistics(group).item() for group in groups],
+        "distance": [
+            reference.distance_statistics(each, group.classes).item()
+            for each, group in zip(distances, groups, strict=True)
+        ],
+    }.items():
+        median = reference.limits(name, 20)[0]
+        assert 60 <= sum(value < median for value in values) <= 140
+
+
+def unequal(count: int, seed: int, only: int | None = None) -> Observation:
+    """Images of three classes, of which the model is the less sure, the higher their number."""
+    made = drawn(count, seed, only=only)
+    made.distances = made.distances * 0.1 + made.classes
+    return made
+
+
+def test_distances_are_compared_with_those_of_images_predicted_as_the_same_class():
+    clean, group = unequal(900, 0), unequal(20, 1)
+    made = ShiftReference(4, 3)
+    made.measure(clean)
+    mean, std = clean.distances.double().mean().item(), clean.distances.double().std().item()
+    of_class = {
+        kind: (clean.distances[clean.classes == kind].sum() + 4 * mean) / ((clean.classes == kind).sum() + 4)
+        for kind in range(3)
+    }
+    apart = [(clean.distances[i] - of_class[clean.classes[i].item()]).item() for i in range(900)]
+    above = [(group.distances[i] - of_class[group.classes[i].item()]).item() for i in range(20)]
+    expected = np.mean(above) / np.std(apart, ddof=1) / math.sqrt(1 / 20 + 1 / 900)
+    standardised = (group.together().distances.double() - mean) / std
+    assert made.distance_statistics(standardised, group.together().classes).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_clean_images_of_a_class_that_is_hard_are_not_taken_for_shifted_ones():
+    clean = unequal(3000, 0)
+    made = ShiftReference(4, 3)
+    made.measure(clean)
+    distances = {"mean": clean.distances.mean().item(), "std": clean.distances.std().item(), "num_images": 3000}
+    test = ShiftTest(3.0, made, distances, None)
+    for seed in range(20):
+        hard = unequal(24, 100 + seed, only=2)
+        hard.classes[:12] = 1  # two of them, as mixed as clean images may be
+        hard.distances[:12] -= 1
+        assert test.scores(hard.together()).distance.item() < 3
+        hard.distances += 0.2
+        assert test.scores(hard.together()).distance.item() > 3
 
 
 def test_a_shift_that_leaves_the_distance_alone_is_seen_by_the_features(reference):
@@ -158,9 +200,9 @@ def test_scores_and_limits_are_each_others_inverse():
 
 def test_the_distance_limit_is_where_the_gate_opens(reference):
     test = ShiftTest(3.0, reference, DISTANCES, None)
-    limit = test.distance_limit(30)
+    group = drawn(30, 4)
+    limit = test.distance_limit(group.classes)
     for offset in (-1e-4, 1e-4):
-        group = drawn(30, 4)
         group.distances[:] = limit + offset
         assert (test.scores(group.together()).distance > 3).item() is (offset > 0)
 
@@ -173,7 +215,7 @@ def test_a_gate_may_always_or_never_open(gate, reference):
 
 
 def test_tables_have_a_row_for_each_size_and_grow_with_the_level(reference):
-    for name in ("distance", "feature", "share"):
+    for name in ("distance", "feature", "class"):
         table = reference.get_buffer(f"{name}_limits")
         assert table.shape == (len(GROUP_SIZES), len(LEVELS))
         assert (table.diff(dim=1) >= 0).all()

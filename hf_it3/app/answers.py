@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..data import as_bytes
@@ -151,18 +152,26 @@ def classify(classifier: AdaptingPipeline, pixels: Tensor, truths: Any = None, *
     else:
         answers = _class_answers(pixels, entries, truths)
     distances = [answer.distance for answer in answers]
+    classes = torch.tensor([0 if segments else _predicted(answer, classifier) for answer in answers])
     adapter = classifier.adapter(**settings)
     alone = adapter.config.scope_of(len(answers)) in ("image", "average")
     whose = "the image" if len(answers) == 1 else "mean of the images"
     if adapter.stream is not None:
-        distances, whose = list(adapter.stream.distances), "mean of the latest images"
+        window = adapter.stream.window
+        distances, classes, whose = window.distances.tolist(), window.classes, "mean of the latest images"
     elif alone and len(answers) > 1:
-        distances, whose = distances[:1], "the first image"
-    gate = adapter.shift_test.distance_limit(len(distances))
+        distances, classes, whose = distances[:1], classes[:1], "the first image"
+    gate = adapter.shift_test.distance_limit(classes)
     histories = [entry[0]["loss_history"] for entry in entries if entry[0]["loss_history"]]
     losses = np.mean(histories, axis=0).tolist() if histories else []
     looked_at = float(np.mean(distances))
     return Result(answers, losses, seconds, gate, looked_at, whose, _shifts(entries), adapter.config.gate)
+
+
+def _predicted(answer: Answer, classifier: AdaptingPipeline) -> int:
+    """The class of an image that is as the model saw it first."""
+    best = max(range(len(answer.labels)), key=answer.before.__getitem__)
+    return classifier.model.config.label2id[answer.labels[best]]
 
 
 def _shifts(entries: Any) -> dict[str, float]:

@@ -98,11 +98,9 @@ class ShiftTest:
         unknown = torch.full((count,), math.nan)
         distance = features = unknown
         if self.distances is not None:
-            error = max(self.distances["std"], 1e-12)
-            error /= scale(size, self.distances.get("num_images", math.inf))
-            means = groups.distances.cpu().double().mean(1)  # not every device has double precision
+            standardised = (groups.distances.cpu().double() - self.distances["mean"]) / max(self.distances["std"], 1e-12)
             limits = self._distance_limits(size)
-            values = ((means - self.distances["mean"]) / error).tolist()
+            values = self._distance_statistics(standardised, groups.classes.cpu()).tolist()
             distance = torch.tensor([in_standard_errors(value, limits) for value in values])
         if self.sees_features:
             limits = self.reference.limits("feature", size)
@@ -132,22 +130,34 @@ class ShiftTest:
         one_image = self.reference.limits("feature", size)[0]  # the median, about the same for every size
         return share * one_image * scale(size, self.reference.num_images.item()) ** 2
 
-    def _distance_limits(self, size: int) -> list[float]:
-        """Resampled limits, where a mean and a deviation were measured with them; else those of a normal
-        distribution."""
-        is_measured = self.distances is not None and "num_images" in self.distances
-        return self.reference.limits("distance", size) if is_measured else list(LEVELS)
+    @property
+    def _has_own_limits(self) -> bool:
+        """Whether clean distances were measured, not only given as a mean and a deviation."""
+        return self.distances is not None and "num_images" in self.distances and self.sees_features
 
-    def distance_limit(self, num_images: int) -> float | None:
-        """The mean distance of this number of images above which they are shifted; `None` where there is none."""
+    def _distance_limits(self, size: int) -> list[float]:
+        """Resampled limits; those of a normal distribution where nothing else is known."""
+        return self.reference.limits("distance", size) if self._has_own_limits else list(LEVELS)
+
+    def _distance_statistics(self, standardised: Tensor, classes: Tensor) -> Tensor:
+        """What is compared with these limits, for standardised distances `(G, n)`."""
+        size = standardised.shape[1]
+        if not self._has_own_limits:
+            measured = math.inf if self.distances is None else self.distances.get("num_images", math.inf)
+            return standardised.mean(1) * scale(size, measured)
+        drift = math.sqrt(_DRIFT) * scale(size, self.reference.num_images.item())
+        return self.reference.distance_statistics(standardised, classes) - drift
+
+    def distance_limit(self, classes: Tensor) -> float | None:
+        """The mean distance of images predicted as these classes `(n,)` above which they are shifted; `None` where
+        there is none."""
         if self.gate is None or self.distances is None:
             return None
         if self.gate == math.inf:
             return math.inf
-        level = limit_at(self.gate, self._distance_limits(num_images))
-        return self.distances["mean"] + level * self.distances["std"] / scale(
-            num_images, self.distances.get("num_images", math.inf)
-        )
+        level = limit_at(self.gate, self._distance_limits(len(classes)))
+        at = [self._distance_statistics(torch.full((1, len(classes)), x).double(), classes[None]).item() for x in (0, 1)]
+        return self.distances["mean"] + (level - at[0]) / (at[1] - at[0]) * self.distances["std"]
 
 
 @torch.no_grad()

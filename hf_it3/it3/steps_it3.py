@@ -20,7 +20,7 @@ from .shift_reference_it3 import ShiftReference
 
 
 # Images that seem to be sorted by class keep this many times as much of the training statistics.
-_SORTED_PRIORS = 4
+_SORTED_PRIORS = 8
 
 
 @dataclass

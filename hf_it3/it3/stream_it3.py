@@ -114,11 +114,6 @@ class Stream:
         self.window = Observation.join(parts)[-self.config.gate_window :]
         return self.window
 
-    @property
-    def distances(self) -> list[float]:
-        """Idempotence distances of the latest `gate_window` images."""
-        return [] if self.window is None else self.window.distances.tolist()
-
     def run(self, pixel_values: Tensor, first: Passes) -> tuple[Tensor | None, Tensor]:
         """Takes the stream a batch further; see `SharedAdaptation.run`. No logits if the stream has collapsed."""
         logits, history = self.shared.continue_from(pixel_values, first, self.optimizer)
