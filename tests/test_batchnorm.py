@@ -168,7 +168,7 @@ class TestSortedBatches:
     def test_they_keep_most_of_the_training_statistics_and_take_no_step(self, batch_norm_model, images, seems_sorted):
         seems_sorted(True, True)
         output = TestTimeAdapter(batch_norm_model, self.SETTINGS)(images)
-        torch.testing.assert_close(output.logits, self.under(batch_norm_model, images, "mixed", 16))
+        torch.testing.assert_close(output.logits, self.under(batch_norm_model, images, "mixed", 8 * 4))
         assert len(output.loss_history) == 0
         assert output.adapted.all()
 
@@ -184,7 +184,7 @@ class TestSortedBatches:
     def test_they_are_found_after_alignment_too(self, batch_norm_model, images, seems_sorted, num_steps):
         seems_sorted(False, True)
         output = TestTimeAdapter(batch_norm_model, self.SETTINGS, num_steps=num_steps)(images)
-        torch.testing.assert_close(output.logits, self.under(batch_norm_model, images, "mixed", 16))
+        torch.testing.assert_close(output.logits, self.under(batch_norm_model, images, "mixed", 8 * 4))
 
     def test_methods_without_a_diversity_term_do_not_ask(self, batch_norm_model, images, seems_sorted):
         seems_sorted()  # no answer: to ask would raise StopIteration

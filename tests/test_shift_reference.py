@@ -55,7 +55,7 @@ def test_the_statistic_is_the_mahalanobis_distance_of_the_means(reference):
     mean = standardised(group, reference).mean(0)
     squared = mean @ np.linalg.inv(covariance) @ mean
     expected = squared / (1 / 50 + 1 / 3000) / 8
-    assert reference.feature_statistics(group.together()).item() == pytest.approx(expected, rel=1e-3)
+    assert reference.feature_statistics(group.together()).item() == pytest.approx(expected, rel=5e-3)
 
 
 def test_what_was_measured_before_correlations_were_kept_counts_features_one_by_one(reference):
@@ -151,7 +151,12 @@ def test_distances_are_compared_with_those_of_images_predicted_as_the_same_class
         kind: (clean.distances[clean.classes == kind].sum() + 4 * mean) / ((clean.classes == kind).sum() + 4)
         for kind in range(3)
     }
-    apart = [(clean.distances[i] - of_class[clean.classes[i].item()]).item() for i in range(900)]
+    apart = []
+    for i in range(900):
+        others = (clean.classes == clean.classes[i]).index_fill(0, torch.tensor(i), False)
+        apart.append(
+            clean.distances[i].item() - (clean.distances[others].sum().item() + 4 * mean) / (others.sum() + 4)
+        )
     above = [(group.distances[i] - of_class[group.classes[i].item()]).item() for i in range(20)]
     expected = np.mean(above) / np.std(apart, ddof=1) / math.sqrt(1 / 20 + 1 / 900)
     standardised = (group.together().distances.double() - mean) / std

@@ -81,9 +81,9 @@ class ShiftReference(CleanBuffers):
     """First features and idempotence distances of clean images, and how far groups of them lie from the mean.
 
     Both are compared with those of clean images that are predicted as the same class, so that clean images of one
-    class alone look clean. First features are the mean and the standard deviation over space of each channel of the injection layer's output:
-    `F = 2 x channels` numbers per image, compared by their Mahalanobis distance, since they depend on each other:
-    noise changes the deviation of a channel without the mean that belongs to it.
+    class alone look clean. First features are the mean and the standard deviation over space of each channel of the
+    injection layer's output: `F = 2 x channels` numbers per image. They are compared by their Mahalanobis distance,
+    since they depend on each other: noise changes the deviation of a channel without the mean that belongs to it.
 
     Args:
         channels (`int`): of the injection layer.
@@ -133,14 +133,12 @@ class ShiftReference(CleanBuffers):
         clean = clean.cpu()
         features, distances = clean.features.double(), clean.distances.double()[:, None]
         rows = self._rows_of(clean.classes)
-        feature_mean = self._class_means(features, rows)
-        residuals = features - feature_mean[rows]
+        feature_mean, residuals = self._apart(features, rows)
         feature_std = _deviation(residuals)
         feature_std[feature_std <= 1e-6 * features.mean(0).abs().clamp_min(1e-6)] = math.inf  # the same in all images
         residuals /= feature_std
         distances = (distances - distances.mean()) / _deviation(distances).clamp_min(1e-12)
-        distance_mean = self._class_means(distances, rows)
-        apart = distances - distance_mean[rows]
+        distance_mean, apart = self._apart(distances, rows)
         distance_std = _deviation(apart)
         apart /= distance_std.clamp_min(1e-12)
         pool = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:_MAX_POOL]
@@ -159,11 +157,13 @@ class ShiftReference(CleanBuffers):
             class_limits=_group_limits([kinds], lambda shares: shares.square().sum(1), seed, as_they_are=True),
         )
 
-    def _class_means(self, values: Tensor, rows: Tensor) -> Tensor:
-        """Means of values `(N, V)` for each row of classes; of rare ones nearer to that of all."""
+    def _apart(self, values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Means `(rows, V)` of values `(N, V)` for each class, of rare ones nearer to that of all, and how far each
+        image lies from that of the others of its class, `(N, V)`."""
         sums = values.new_zeros(len(self.feature_mean), values.shape[1]).index_add_(0, rows, values)
-        counts = torch.bincount(rows, minlength=len(sums))[:, None]
-        return (sums + _PRIOR_IMAGES * values.mean(0)) / (counts + _PRIOR_IMAGES)
+        counts = torch.bincount(rows, minlength=len(sums))[:, None] + _PRIOR_IMAGES
+        means = (sums + _PRIOR_IMAGES * values.mean(0)) / counts
+        return means, (values - means[rows]) * (counts / (counts - 1))[rows]
 
     def _rows_of(self, classes: Tensor) -> Tensor:
         return classes if len(self.feature_mean) > 1 else torch.zeros_like(classes)
@@ -189,7 +189,7 @@ class ShiftReference(CleanBuffers):
     def are_of_few_classes(self, classes: Tensor) -> Tensor:
         """Which groups of predicted classes `(G, n)` are less mixed than groups of clean images, shape `(G,)`.
 
-        The probability that two images of a group, drawn with replacement, are of one class (Simpson's index) is higher
+        The probability that two of its images, drawn with replacement, are of one class (Simpson's index) is higher
         than in 739 of 740 of these, by 30 % of what it is in most.
         """
         count, size = classes.shape

@@ -98,7 +98,8 @@ class ShiftTest:
         unknown = torch.full((count,), math.nan)
         distance = features = unknown
         if self.distances is not None:
-            standardised = (groups.distances.cpu().double() - self.distances["mean"]) / max(self.distances["std"], 1e-12)
+            distances = groups.distances.cpu().double()  # not every device has double precision
+            standardised = (distances - self.distances["mean"]) / max(self.distances["std"], 1e-12)
             limits = self._distance_limits(size)
             values = self._distance_statistics(standardised, groups.classes.cpu()).tolist()
             distance = torch.tensor([in_standard_errors(value, limits) for value in values])
@@ -156,8 +157,10 @@ class ShiftTest:
         if self.gate == math.inf:
             return math.inf
         level = limit_at(self.gate, self._distance_limits(len(classes)))
-        at = [self._distance_statistics(torch.full((1, len(classes)), x).double(), classes[None]).item() for x in (0, 1)]
-        return self.distances["mean"] + (level - at[0]) / (at[1] - at[0]) * self.distances["std"]
+        # The statistic is linear in the mean distance.
+        standardised = torch.zeros(1, len(classes), dtype=torch.float64)
+        at_mean, above = (self._distance_statistics(standardised + more, classes[None]).item() for more in (0, 1))
+        return self.distances["mean"] + (level - at_mean) / (above - at_mean) * self.distances["std"]
 
 
 @torch.no_grad()
