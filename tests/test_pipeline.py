@@ -393,9 +393,9 @@ class TestSettings:
             results = classifier(pictures, return_loss_history=True, **settings)
             assert [result[0]["loss_history"] for result in results] == [[]] * len(pictures)
         # Where each image adapts alone, some pass the gate and others do not.
-        gate = TestTimeAdapter(classifier.model, gate=1e6)(pixels).idempotence.median().item()
-        classifier.model.config.reference_distance |= {"mean": gate, "std": 0.0}
-        alone = {"scope": "image", "num_steps": 2}
+        seen = TestTimeAdapter(classifier.model, scope="image", gate=1e6)(pixels)
+        gate = seen.distance_shift.maximum(seen.feature_shift).median().item()
+        alone = {"scope": "image", "num_steps": 2, "gate": gate}
         results = classifier(pictures, return_loss_history=True, return_idempotence=True, **alone)
         steps = [(result[0]["adapted"], len(result[0]["loss_history"])) for result in results]
         assert set(steps) == {(True, 2), (False, 0)}

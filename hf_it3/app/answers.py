@@ -169,9 +169,9 @@ def classify(classifier: AdaptingPipeline, pixels: Tensor, truths: Any = None, *
 
 
 def _predicted(answer: Answer, classifier: AdaptingPipeline) -> int:
-    """The class of an image that is as the model saw it first."""
-    best = max(range(len(answer.labels)), key=answer.before.__getitem__)
-    return classifier.model.config.label2id[answer.labels[best]]
+    """The class that the unadapted model sees in an image; the first of those of one name."""
+    best = answer.labels[max(range(len(answer.labels)), key=answer.before.__getitem__)]
+    return next(index for index, label in classifier.model.config.id2label.items() if label == best)
 
 
 def _shifts(entries: Any) -> dict[str, float]:
