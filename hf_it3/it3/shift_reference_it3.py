@@ -183,7 +183,8 @@ class ShiftReference(CleanBuffers):
         """How many standard errors the mean of standardised distances `(G, n)` of G groups of n images lies above that
         of clean images that are predicted as the same classes `(G, n)`, shape `(G,)`."""
         std = self.distance_std.item() or 1.0  # 0 in weights from before classes were told apart
-        apart = distances - self.distance_mean.to(distances)[self._rows_of(classes).to(distances.device)]
+        mean = self.distance_mean.to(distances.device)  # first, since not every device has double precision
+        apart = distances - mean.to(distances.dtype)[self._rows_of(classes).to(distances.device)]
         return apart.mean(1) / std * scale(distances.shape[1], self.num_images.item())
 
     def are_of_few_classes(self, classes: Tensor) -> Tensor:
