@@ -156,8 +156,7 @@ def classify(classifier: AdaptingPipeline, pixels: Tensor, truths: Any = None, *
     adapter = classifier.adapter(**settings)
     alone = adapter.config.scope_of(len(answers)) in ("image", "average")
     whose = "the image" if len(answers) == 1 else "mean of the images"
-    if adapter.stream is not None:
-        window = adapter.stream.window
+    if adapter.stream is not None and (window := adapter.stream.window) is not None:
         distances, classes, whose = window.distances.tolist(), window.classes, "mean of the latest images"
     elif alone and len(answers) > 1:
         distances, classes, whose = distances[:1], classes[:1], "the first image"
