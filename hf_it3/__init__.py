@@ -15,7 +15,7 @@ from .version import __version__
 # Where each public name lives; a module is imported when one of its names is first used.
 _PUBLIC_NAMES = {
     "AdaptationConfig": "it3.adaptation_config_it3",
-    "AdaptationOutput": "it3.adaptation_it3",
+    "AdaptationOutput": "it3.adaptation_output_it3",
     "IT3CNNConfig": "it3.configuration_cnn_it3",
     "IT3CNNForImageClassification": "it3.modeling_cnn_it3",
     "IT3Config": "it3.configuration_it3",
@@ -28,8 +28,8 @@ _PUBLIC_NAMES = {
     "IT3SemanticSegmenterOutput": "it3.modeling_segmentation_it3",
     "IT3Trainer": "training.trainer",
     "IT3TrainingArguments": "training.training_arguments",
-    "LabelEmbedder": "it3.task_it3",
-    "LabelMapEmbedder": "it3.task_it3",
+    "LabelEmbedder": "it3.embedders_it3",
+    "LabelMapEmbedder": "it3.embedders_it3",
     "TestTimeAdapter": "it3.adaptation_it3",
 }
 
@@ -56,16 +56,17 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .it3.adaptation_config_it3 import AdaptationConfig
-    from .it3.adaptation_it3 import AdaptationOutput, TestTimeAdapter
+    from .it3.adaptation_it3 import TestTimeAdapter
+    from .it3.adaptation_output_it3 import AdaptationOutput
     from .it3.configuration_cnn_it3 import IT3CNNConfig
     from .it3.configuration_it3 import IT3Config
+    from .it3.embedders_it3 import LabelEmbedder, LabelMapEmbedder
     from .it3.image_processing_it3 import IT3ImageProcessor
     from .it3.modeling_cnn_it3 import IT3CNNForImageClassification
     from .it3.modeling_it3 import IT3ForImageClassification, IT3ImageClassifierOutput
     from .it3.modeling_segmentation_it3 import IT3ForSemanticSegmentation, IT3SemanticSegmenterOutput
     from .it3.pipeline_it3 import IT3Pipeline
     from .it3.pipeline_segmentation_it3 import IT3SegmentationPipeline
-    from .it3.task_it3 import LabelEmbedder, LabelMapEmbedder
     from .training.trainer import IT3Trainer
     from .training.training_arguments import IT3TrainingArguments
 

@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
-from .adaptation_it3 import AdaptationOutput, TestTimeAdapter
+from .adaptation_it3 import TestTimeAdapter
+from .adaptation_output_it3 import AdaptationOutput
 from .alignment_it3 import FeatureStatistics
 from .backbones_it3 import (
     LOADING_ARGUMENTS,
@@ -25,6 +26,7 @@ from .backbones_it3 import (
 from .batchnorm_it3 import SplitBatchNorm, split_batch_norms
 from .clean_buffers_it3 import CleanBuffers
 from .configuration_it3 import CLASSIFICATION, IT3Config
+from .embedders_it3 import LabelEmbedder
 from .hub_it3 import HubModel
 from .injection_it3 import (
     CheckpointInSamePass,
@@ -41,7 +43,7 @@ from .injection_it3 import (
 )
 from .modeling_cnn_it3 import init_like_torch
 from .shift_reference_it3 import ShiftReference
-from .task_it3 import LabelEmbedder, Task
+from .task_it3 import Task
 
 
 logger = logging.get_logger(__name__)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .configuration_it3 import SEGMENTATION, IT3Config
 from .distances_it3 import distances_for, entropy, log
+from .embedders_it3 import LabelEmbedder, LabelMapEmbedder
 
 
 # How far a stream's predictions may move away from the unadapted ones: the share of the largest class by so much, the
@@ -30,38 +31,6 @@ def in_single_precision(values: Tensor) -> Tensor:
 def over_space(values: Tensor) -> Tensor:
     """The mean over whatever follows the batch axis: `(B, ...)` to `(B,)`."""
     return values if values.ndim == 1 else values.flatten(1).mean(1)
-
-
-class LabelEmbedder(nn.Sequential):
-    """Turns a label signal `(B, num_labels)` into an embedding `(B, channels)` for the injection layer.
-
-    Two linear layers with LeakyReLU behind each, as torch-ttt's `IT3Engine` builds them.
-
-    Args:
-        num_labels (`int`): width of the label signal.
-        channels (`int`): channels of the injection layer.
-    """
-
-    def __init__(self, num_labels: int, channels: int):
-        super().__init__(
-            nn.Linear(num_labels, channels), nn.LeakyReLU(), nn.Linear(channels, channels), nn.LeakyReLU()
-        )
-
-
-class LabelMapEmbedder(nn.Sequential):
-    """Turns a label signal for every pixel `(B, num_labels, h, w)` into an embedding `(B, channels, h, w)`.
-
-    Two 1x1 convolutions with LeakyReLU behind each, as torch-ttt's `IT3Engine` builds them for dense predictions.
-
-    Args:
-        num_labels (`int`): channels of the label signal.
-        channels (`int`): channels of the injection layer.
-    """
-
-    def __init__(self, num_labels: int, channels: int):
-        super().__init__(
-            nn.Conv2d(num_labels, channels, 1), nn.LeakyReLU(), nn.Conv2d(channels, channels, 1), nn.LeakyReLU()
-        )
 
 
 class Task:
