@@ -51,11 +51,13 @@ def standardised(seen, reference):
 
 def test_the_statistic_is_the_mahalanobis_distance_of_the_means(reference):
     clean, group = drawn(3000, 0), drawn(50, 1, shift=0.3)
-    covariance, _ = oas(standardised(clean, reference), assume_centered=True)
+    counts = torch.bincount(clean.classes)[clean.classes, None].numpy() + 4
+    apart = standardised(clean, reference) * counts / (counts - 1)  # from the mean of the others of the class
+    covariance, _ = oas(apart, assume_centered=True)
     mean = standardised(group, reference).mean(0)
     squared = mean @ np.linalg.inv(covariance) @ mean
     expected = squared / (1 / 50 + 1 / 3000) / 8
-    assert reference.feature_statistics(group.together()).item() == pytest.approx(expected, rel=5e-3)
+    assert reference.feature_statistics(group.together()).item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_what_was_measured_before_correlations_were_kept_counts_features_one_by_one(reference):

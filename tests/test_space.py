@@ -209,7 +209,10 @@ def test_classes_of_the_same_name_have_a_bar_each(trained_directory, bright):
 def test_the_gate_that_is_drawn_is_the_one_that_decides(served, bright, digits):
     clean = classify(served.classifier(), served.read(digits["test"]["image"][:32]))
     shifted = classify(served.classifier(), bright)
-    for result in (clean, shifted, classify(served.classifier(), bright, gate=2.0)):
+    lower = classify(served.classifier(), bright, gate=2.0)
+    assert clean.looked_at <= clean.gate
+    assert lower.looked_at > lower.gate
+    for result in (clean, shifted, lower):
         assert (result.looked_at > result.gate) == (result.shifts["idempotence distance"] > result.limit)
     assert not any(answer.adapted for answer in clean.answers)
     assert all(answer.adapted for answer in shifted.answers)

@@ -299,8 +299,11 @@ def _group_limits(
 def _drawn_means(values: Tensor, size: int, parts: int, generator: torch.Generator) -> Tensor:
     """Means of this part's share of `_RESAMPLES` groups of this number of rows, drawn with replacement."""
     means = []
-    for few in torch.empty(_RESAMPLES // parts).split(_RESAMPLES_AT_ONCE):
-        drawn = torch.randint(len(values), (len(few), size), generator=generator)
-        counts = torch.zeros(len(few), len(values)).scatter_add_(1, drawn, torch.ones(drawn.shape))
+    left = _RESAMPLES // parts
+    while left:
+        few = min(left, _RESAMPLES_AT_ONCE)
+        drawn = torch.randint(len(values), (few, size), generator=generator)
+        counts = torch.zeros(few, len(values)).scatter_add_(1, drawn, torch.ones(drawn.shape))
         means.append(counts @ values / size)
+        left -= few
     return torch.cat(means)

@@ -105,7 +105,7 @@ class ShiftTest:
             distance = torch.tensor([in_standard_errors(value, limits) for value in values])
         if self.sees_features:
             limits = self.reference.limits("feature", size)
-            values = (self.reference.feature_statistics(groups) - self._drift(_DRIFT, size)).tolist()
+            values = (self.reference.feature_statistics(groups) - self._drift(_DRIFT, limits, size)).tolist()
             features = torch.tensor([in_standard_errors(value, limits) for value in values])
         return ShiftScores(distance, features)
 
@@ -120,16 +120,16 @@ class ShiftTest:
         limits = self.reference.limits("feature", size)
         far = gate
         if gate != math.inf:
-            more = self._drift(_ORDER_DRIFT - _DRIFT, size)
+            more = self._drift(_ORDER_DRIFT - _DRIFT, limits, size)
             far = in_standard_errors(limit_at(gate, limits) + more, limits)
         by_order = scores.features > far
         shifted = (scores.distance > gate) | (scores.features > gate)
         return torch.where(self.reference.are_of_few_classes(groups.classes).cpu(), by_order, shifted)
 
-    def _drift(self, share: float, size: int) -> float:
-        """What this share of an image's difference adds to the statistic of first features."""
-        one_image = self.reference.limits("feature", size)[0]  # the median, about the same for every size
-        return share * one_image * scale(size, self.reference.num_images.item()) ** 2
+    def _drift(self, share: float, limits: list[float], size: int) -> float:
+        """What this share of an image's difference adds to the statistic of first features, whose median for one image
+        is about the same as for any other number."""
+        return share * limits[0] * scale(size, self.reference.num_images.item()) ** 2
 
     @property
     def _has_own_limits(self) -> bool:
