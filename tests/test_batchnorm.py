@@ -135,6 +135,67 @@ def test_shrunk_statistics_keep_as_much_of_training_as_chance_explains(features,
         torch.testing.assert_close(alone, split(images[:1]))
 
 
+def test_images_that_count_twice_are_as_good_as_two(features):
+    split = SplitBatchNorm(batch_norm()).eval()
+    times = torch.arange(len(features)) % 3 + 1
+    repeated = features.repeat_interleave(times, 0)
+    with norm_statistics("batch"):
+        expected = split(repeated)[times.cumsum(0) - 1]
+    with norm_statistics("mixed", 0, weights=times.double() / times.sum()):
+        torch.testing.assert_close(split(features), expected)
+    with norm_statistics("batch", weights=times.double() / times.sum()):
+        assert not torch.allclose(split(features), expected, atol=1e-3), "'batch' means the batch as it is"
+
+
+def test_unequal_weights_tell_as_much_as_fewer_images(features):
+    split = SplitBatchNorm(batch_norm()).eval()
+    chosen = torch.tensor([1.0, 0.0] * (len(features) // 2))
+    with norm_statistics("mixed", 4, weights=chosen / chosen.sum()):
+        actual = split(features)[::2]
+    with norm_statistics("mixed", 4):
+        torch.testing.assert_close(actual, split(features[::2]))
+
+
+def weighted_shrinkage(features, weights, mean, var):
+    """As `shrinkage`, where images count differently: the standard error of a weighted mean, unbiased."""
+    by_chance = distance = 0.0
+    square = sum(weight**2 for weight in weights)
+    for channel in range(features.shape[1]):
+        means = [image[channel].mean().item() for image in features]
+        average = sum(weight * value for weight, value in zip(weights, means, strict=True))
+        spread = sum(weight * (value - average) ** 2 for weight, value in zip(weights, means, strict=True))
+        by_chance += square * spread / (1 - square) / (var[channel].item() + 1e-5)
+        distance += (average - mean[channel].item()) ** 2 / (var[channel].item() + 1e-5)
+    return min(1.0, by_chance / distance)
+
+
+def test_shrunk_statistics_of_images_that_count_differently(features):
+    split = SplitBatchNorm(batch_norm()).eval()
+    images = (features - 1) / 2 + split.running_mean.view(1, 3, 1, 1) + 0.3
+    weights = torch.linspace(1, 3, len(images), dtype=images.dtype).softmax(0)
+    share = weighted_shrinkage(images, weights.tolist(), split.running_mean, split.running_var)
+    assert 0.05 < share < 0.9
+    mean = torch.einsum("n,nchw->c", weights, images) / images[0, 0].numel()
+    var = torch.einsum("n,nchw->c", weights, (images - mean.view(-1, 1, 1)) ** 2) / images[0, 0].numel()
+    mean, var = (
+        share * source + (1 - share) * own for source, own in ((split.running_mean, mean), (split.running_var, var))
+    )
+    expected = nn.functional.batch_norm(images, mean, var, split.weight, split.bias, eps=split.eps)
+    with norm_statistics("shrunk", weights=weights):
+        torch.testing.assert_close(split(images), expected)
+
+
+@pytest.mark.parametrize("kind", ["mixed", "shrunk"])
+def test_places_that_a_backbone_puts_into_the_batch_are_of_one_image(features, kind):
+    split = SplitBatchNorm(batch_norm()).eval()
+    weights = torch.linspace(1, 3, len(features), dtype=features.dtype).softmax(0)
+    with norm_statistics(kind, 4, weights=weights):
+        expected = split(features)
+        rows = features.flatten(2).transpose(1, 2).flatten(0, 1)  # (B x places, C), as LeViT has them
+        actual = split(rows).unflatten(0, (len(features), -1)).transpose(1, 2).reshape(features.shape)
+    torch.testing.assert_close(actual, expected)
+
+
 @pytest.mark.parametrize("kind", ["batch", "mixed", "shrunk"])
 def test_statistics_per_image_are_those_of_a_batch_of_one(features, kind):
     split = SplitBatchNorm(batch_norm()).eval()

@@ -198,6 +198,32 @@ def test_sorted_clean_images_are_not_taken_for_shifted_ones(reference):
     assert test.opens(far, test.scores(far)).all()
 
 
+def test_images_count_so_that_classes_come_as_often_as_among_clean_ones():
+    reference = ShiftReference(4, 3)
+    clean = drawn(3000, 0)
+    clean.classes[:1200] = 0
+    reference.measure(clean)
+    shares = [(count + 1) / 3003 for count in torch.bincount(clean.classes).tolist()]
+    seen = torch.tensor([0] * 10 + [1] * 50 + [2] * 4)
+    raw = [shares[kind] / ((seen == kind).sum().item() + 3 * shares[kind]) for kind in seen]
+    torch.testing.assert_close(reference.class_weights(seen), torch.tensor(raw) / sum(raw))
+    many = torch.tensor([0] * 2000 + [1] * 10_000 + [2] * 500)
+    weights = reference.class_weights(many)
+    frequent = torch.zeros(3).index_add_(0, many, weights)
+    torch.testing.assert_close(frequent, torch.tensor(shares), atol=2e-3, rtol=0)
+
+
+def test_images_count_the_same_where_nothing_tells_how_often_classes_come(reference):
+    seen = torch.tensor([0] * 10 + [1] * 50 + [2] * 4)
+    old = copy.deepcopy(reference)
+    old.class_shares.zero_()
+    for made in (ShiftReference(4, 3), old):
+        torch.testing.assert_close(made.class_weights(seen), torch.full((64,), 1 / 64))
+    single = ShiftReference(4, 1)
+    single.measure(drawn(300, 0, classes=1))
+    torch.testing.assert_close(single.class_weights(seen * 0), torch.full((64,), 1 / 64))
+
+
 def test_scores_and_limits_are_each_others_inverse():
     limits = [0.8, 1.9, 4.1, 7.0]
     for level in (-1.0, 0.0, 0.5, 2.0, 2.9, 3.0, 5.0):

@@ -59,6 +59,9 @@ class AdaptationConfig:
         prior_count (`int` or `None`): weight of the training statistics in `"mixed"`, in images; in `"shrunk"` of
             batches that seem to be sorted by class. In scopes `"image"` and `"average"` they are mixed with those of
             each image by itself.
+        class_balance (`bool`): scopes `"batch"` and `"stream"`: in `"mixed"` and `"shrunk"` statistics, count images of
+            a class that is predicted more often than among clean images less, and of a rarer one more, so that
+            statistics follow the shift and not the mix of classes, see [`ShiftReference`].
         gate (`float` or `None`): adapt only where those who share weights lie this many standard errors from clean
             images, by their mean idempotence distance or by their first features, see [`ShiftTest`]. `None` always
             adapts, infinity never.
@@ -109,6 +112,7 @@ class AdaptationConfig:
     max_class_share: float = 0.75
     norm_statistics: str = "auto"
     prior_count: int | None = None
+    class_balance: bool = True
     gate: float | None = 3.0
     gate_window: int = 256
     ema_decay: float = 0.99
@@ -150,7 +154,7 @@ class AdaptationConfig:
         self._check_kinds()
         self._check_number("augmentation_steps", int, 0)
         self._check_number("chunk_size", int, 1, optional=True)
-        for name in ("vectorize", "collapse_guard"):
+        for name in ("class_balance", "vectorize", "collapse_guard"):
             value = getattr(self, name)
             if not (isinstance(value, bool) or (value is None and name == "vectorize")):
                 raise self._error(name, "must be True or False")

@@ -99,11 +99,7 @@ class Alignment:
         shape[self.axis] = -1
         clean_mean = getattr(self.statistics, f"{prefix}mean").to(features.dtype).view(shape)
         clean_std = getattr(self.statistics, f"{prefix}std").to(features.dtype).view(shape)
-        dims = chosen.pooled(features, self.axis)
-        variance, mean = torch.var_mean(features, dims, correction=0, keepdim=True)
-        share = chosen.share_of_prior(features, clean_mean, clean_std.square(), self.axis)
-        mean = torch.lerp(mean, clean_mean, share)
-        variance = torch.lerp(variance, clean_std.square(), share)
+        mean, variance = chosen.mix(features, clean_mean, clean_std.square(), self.axis)
         scale = clean_std * torch.rsqrt(variance + _EPSILON)
         return (features * scale + (clean_mean - mean * scale)).to(output.dtype)
 

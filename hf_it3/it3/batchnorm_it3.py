@@ -27,34 +27,43 @@ class ChosenStatistics(NamedTuple):
         kind (`"batch"`, `"mixed"` or `"shrunk"`): those of the images at hand, or both those and the ones of training.
         prior_count (`int`): weight of the latter, in images.
         per_image (`bool`): whether each image is normalised with statistics of its own, rather than of its batch.
+        weights (`Tensor` of shape `(B,)`, *optional*): how much each image counts in those of the batch, 1 in all.
     """
 
     kind: str
     prior_count: int
     per_image: bool
+    weights: Tensor | None = None
 
-    def share_of_prior(self, features: Tensor, mean: Tensor, var: Tensor, channels: int) -> float | Tensor:
-        """Weight of the training statistics in a mean with those of features.
+    def mix(self, features: Tensor, mean: Tensor, var: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of features, mixed with those of training.
 
-        Where statistics are `"shrunk"`, it is how much of the squared distance between the batch's mean and that of
-        training chance alone explains, the shrinkage of James and Stein (1961) over the channels of a layer.
+        Where statistics are `"shrunk"`, the share of the latter is how much of the squared distance between both means
+        chance alone explains, the shrinkage of James and Stein (1961) over the channels of a layer.
 
         Args:
             features (`Tensor` of shape `(B, ...)`): a batch, as it is going to be normalised.
             mean, var (`Tensor`): of training, in a shape that broadcasts to that of features.
             channels (`int`): dimension of the channels, 1 or -1.
         """
-        count = 1 if self.per_image else features.shape[0]
-        if self.kind != "shrunk" or count == 1:
-            return self.prior_count / (self.prior_count + count)
-        with torch.no_grad():
-            space = [dim for dim in range(1, features.ndim) if dim != channels % features.ndim]
-            means = (features.mean(space, keepdim=True) if space else features).float()
-            error, average = torch.var_mean(means, 0, keepdim=True)
-            precision = (var + _EPSILON).reciprocal()
-            by_chance = (error * precision).sum() / count
-            distance = ((average - mean).square() * precision).sum()
-            return (by_chance / distance.clamp_min(_EPSILON)).clamp(0, 1).to(features.dtype)
+        if self.per_image:
+            own_var, own_mean = torch.var_mean(features, self.pooled(features, channels), correction=0, keepdim=True)
+            share: float | Tensor = self.prior_count / (self.prior_count + 1)
+        else:
+            weights = self._weights_of(features)
+            moments = _weighted_moments(features, weights, channels)
+            own_mean, own_var, between = (moment.view(mean.shape) for moment in moments)
+            count = 1 / weights.square().sum()  # of equal weights that would tell as much (Kish, 1965)
+            share = self.prior_count / (self.prior_count + count)
+            if self.kind == "shrunk" and len(weights) > 1:
+                share = _explained_by_chance(own_mean - mean, between / (count - 1), var)
+        return torch.lerp(own_mean, mean, share), torch.lerp(own_var, var, share)
+
+    def _weights_of(self, features: Tensor) -> Tensor:
+        rows = len(features)
+        if self.weights is None or rows % len(self.weights):
+            return features.new_full((rows,), 1 / rows)
+        return self.weights.to(features.dtype)
 
     def pooled(self, features: Tensor, channels: int) -> list[int]:
         """The dimensions of features that variance and mean are taken over; never that of the channels."""
@@ -62,12 +71,37 @@ class ChosenStatistics(NamedTuple):
         return [dim for dim in range(first, features.ndim) if dim != channels % features.ndim]
 
 
+def _weighted_moments(features: Tensor, weights: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance, and the part of the latter that lies between images, of each channel `(C,)`, for features of as
+    many images as there are weights. Some backbones put rows of places into the batch: they are of one image, too."""
+    images, width = len(weights), features.shape[channels]
+    if channels % features.ndim == features.ndim - 1:
+        image_var, image_mean = torch.var_mean(features.reshape(images, -1, width), 1, correction=0)
+    else:
+        places = features[0, 0].numel()
+        image_var, image_mean = torch.var_mean(features.reshape(images, -1, width, places), (1, 3), correction=0)
+    mean = weights @ image_mean
+    between = weights @ (image_mean - mean).square()
+    return mean, weights @ image_var + between, between
+
+
+@torch.no_grad()
+def _explained_by_chance(apart: Tensor, by_chance: Tensor, var: Tensor) -> Tensor:
+    """The part, in [0, 1], of the squared distance between two means that their squared standard errors explain, both
+    in units of the variance and summed over channels."""
+    precision = (var + _EPSILON).reciprocal()
+    distance = (apart.square() * precision).sum()
+    return ((by_chance * precision).sum() / distance.clamp_min(_EPSILON)).clamp(0, 1).to(apart.dtype)
+
+
 # `None` for the statistics of training.
 _test_statistics: ContextVar[ChosenStatistics | None] = ContextVar("it3_test_statistics", default=None)
 
 
 @contextmanager
-def norm_statistics(kind: str, prior_count: int = 0, per_image: bool = False) -> Iterator[None]:
+def norm_statistics(
+    kind: str, prior_count: int = 0, per_image: bool = False, weights: Tensor | None = None
+) -> Iterator[None]:
     """Chooses the statistics that [`SplitBatchNorm`] layers in eval mode use inside the block.
 
     Args:
@@ -76,8 +110,11 @@ def norm_statistics(kind: str, prior_count: int = 0, per_image: bool = False) ->
             by how much of their distance is chance.
         prior_count (`int`): weight of the training statistics in `"mixed"`, and in `"shrunk"` for a single image.
         per_image (`bool`): statistics of each image by itself instead of those of the batch.
+        weights (`Tensor` of shape `(B,)`, *optional*): how much each image counts in `"mixed"` and `"shrunk"`, 1 in
+            all; by default each as much as others.
     """
-    chosen = None if kind == "source" else ChosenStatistics(kind, 0 if kind == "batch" else prior_count, per_image)
+    prior_count = 0 if kind == "batch" else prior_count
+    chosen = None if kind == "source" else ChosenStatistics(kind, prior_count, per_image, weights)
     token = _test_statistics.set(chosen)
     try:
         yield
@@ -152,17 +189,13 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         return features.to(input.dtype)
 
     def _normalize_with(self, chosen: ChosenStatistics, input: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        dims = chosen.pooled(input, channels=1)
-        if math.prod(input.shape[dim] for dim in dims) == 1:
+        if math.prod(input.shape[dim] for dim in chosen.pooled(input, channels=1)) == 1:
             # A single value per channel has no spread to estimate.
             return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        if chosen.kind != "shrunk" and chosen.prior_count == 0 and not chosen.per_image:
+        if chosen.kind == "batch" and not chosen.per_image:
             return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        own_var, own_mean = torch.var_mean(input, dims, unbiased=False, keepdim=True)
         shape = [1, -1, *[1] * (input.ndim - 2)]
-        mean, var = mean.view(shape), var.view(shape)
-        share = chosen.share_of_prior(input, mean, var, channels=1)
-        mean, var = torch.lerp(own_mean, mean, share), torch.lerp(own_var, var, share)
+        mean, var = chosen.mix(input, mean.view(shape), var.view(shape), channels=1)
         scale = torch.rsqrt(var + self.eps) * (1 if self.weight is None else self.weight.view(shape))
         shift = -mean * scale + (0 if self.bias is None else self.bias.view(shape))
         return input * scale + shift

@@ -53,6 +53,7 @@ def _uses(settings: AdaptationConfig, names_steps: bool) -> dict[str, tuple[Any,
         "num_steps": (settings.num_steps, scope != "average", "elsewhere, see augmentation_steps"),
         "diversity_weight": (settings.diversity_weight, shares, "where images share weights"),
         "max_class_share": (settings.max_class_share < 1, shares, "where images share weights"),
+        "class_balance": (settings.class_balance, shares, "where images share weights"),
         "augmentations": (settings.augmentations > 1, averages, "in scope 'average'"),
         "augmentation_kinds": (True, averages, "in scope 'average'"),
         "augmentation_steps": (settings.augmentation_steps, averages, "in scope 'average'"),
@@ -77,6 +78,7 @@ def _idle(settings: AdaptationConfig, resolved: AdaptationConfig) -> dict[str, s
         idle["ema_decay"] = "with anchor='ema'"
     if resolved.norm_statistics not in ("mixed", "shrunk"):
         idle["prior_count"] = "with norm_statistics='mixed' or 'shrunk', where clean images were measured"
+        idle["class_balance"] = idle["prior_count"]
     if settings.norm_statistics not in ("auto", "source", resolved.norm_statistics):
         idle["norm_statistics"] = "on layers of BatchNorm, which the model does not have"
     return idle

@@ -99,6 +99,7 @@ class ShiftReference(CleanBuffers):
     distance_limits: Tensor
     feature_limits: Tensor
     class_limits: Tensor
+    class_shares: Tensor
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
@@ -114,6 +115,7 @@ class ShiftReference(CleanBuffers):
             distance_limits=limits,
             feature_limits=limits,
             class_limits=limits,
+            class_shares=(num_classes,),
         )
         self.num_classes = num_classes
 
@@ -142,7 +144,7 @@ class ShiftReference(CleanBuffers):
         distance_std = _deviation(apart)
         apart /= distance_std.clamp_min(1e-12)
         pool = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:_MAX_POOL]
-        kinds = torch.nn.functional.one_hot(clean.classes[pool], self.num_classes)
+        kinds = torch.nn.functional.one_hot(clean.classes, self.num_classes)
         correlates = len(self.feature_whitening) > 0
         parts = _whitened_apart(residuals[pool]) if correlates else [residuals[pool]]
         self.store(
@@ -154,7 +156,8 @@ class ShiftReference(CleanBuffers):
             distance_std=distance_std,
             distance_limits=_group_limits([apart[pool]], lambda means: means[:, 0], seed),
             feature_limits=_group_limits(parts, lambda means: means.square().mean(1), seed),
-            class_limits=_group_limits([kinds], lambda shares: shares.square().sum(1), seed, as_they_are=True),
+            class_limits=_group_limits([kinds[pool]], lambda shares: shares.square().sum(1), seed, as_they_are=True),
+            class_shares=kinds.double().mean(0),
         )
 
     def _apart(self, values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,6 +202,21 @@ class ShiftReference(CleanBuffers):
             return torch.zeros(count, dtype=torch.bool, device=classes.device)
         shares = torch.stack([torch.bincount(group, minlength=self.num_classes) for group in classes]) / size
         return shares.square().sum(1) > limits[-1] + _MIX_DRIFT * limits[0]
+
+    def class_weights(self, classes: Tensor) -> Tensor:
+        """How much images of predicted classes `(n,)` count, 1 in all, shape `(n,)`, so that classes come as often as
+        among clean images; where none were measured, all the same.
+
+        These are the importance weights of label shift (Lipton et al., 2018) by Laplace's rule of succession: clean
+        images count as if there was one more of each class, and the others as if there was one more of each clean one.
+        """
+        weights = torch.ones(len(classes), device=classes.device)
+        if self.is_measured and self.class_shares.any():  # older weights have none
+            total = self.num_images.to(classes.device)
+            clean = (self.class_shares.to(classes.device) * total + 1) / (total + self.num_classes)
+            counts = torch.bincount(classes, minlength=self.num_classes)
+            weights = (clean / (counts + self.num_classes * clean))[classes]
+        return weights / weights.sum()
 
     def limits(self, name: str, size: int) -> list[float]:
         """Limits of one statistic (`"distance"`, `"feature"` or `"class"`) for groups of a size, one for each of

@@ -55,9 +55,11 @@ class Passes:
         return self.distances.requires_grad
 
 
-def test_statistics(config: AdaptationConfig, per_image: bool) -> AbstractContextManager:
-    """The statistics that the settings ask for: of the batch, or of each image by itself."""
-    return norm_statistics(config.norm_statistics, config.prior_count or 0, per_image)
+def test_statistics(
+    config: AdaptationConfig, per_image: bool, weights: Tensor | None = None
+) -> AbstractContextManager:
+    """The statistics that the settings ask for: of the batch, weighted or not, or of each image by itself."""
+    return norm_statistics(config.norm_statistics, config.prior_count or 0, per_image, weights)
 
 
 class SharedAdaptation:
@@ -158,15 +160,17 @@ class SharedAdaptation:
         self, images: Tensor, first: Passes | None, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, Tensor]:
         """Adapts from whatever weights the shell has; see `run`."""
-        if first is not None and self._seems_sorted(first.y0.detach()):
+        answers = None if first is None else first.y0.detach()
+        if answers is not None and self._seems_sorted(answers):
             logits = self._answer_sorted(images)
-            if self._seems_sorted(self.task.predict(logits)):
+            answers = self.task.predict(logits)
+            if self._seems_sorted(answers):
                 return logits, _as_losses([], logits)
         losses: list[float] = []
         # The frozen anchor answers the same in every step, so it is asked once.
         frozen_y1 = first.y1.detach() if first is not None and self.sees_as_first else None
         with_diversity = seems_sorted = False
-        with test_statistics(self.config, per_image=self.alone):
+        with test_statistics(self.config, per_image=self.alone, weights=self._image_weights(answers)):
             for step in range(self.config.num_steps or 0):
                 if step == 0 and first is not None and first.has_graph and self.can_start_from_first:
                     y0, distances = first.y0, first.distances
@@ -203,8 +207,19 @@ class SharedAdaptation:
         if self.alone or self.sees_as_first or self.config.diversity_weight == 0:
             return False
         classes = self.task.image_classes(y0)
-        reference: ShiftReference = self.shell.model.shift_reference  # type: ignore[assignment]
-        return bool(reference.are_of_few_classes(classes[None]).item())
+        return bool(self._reference.are_of_few_classes(classes[None]).item())
+
+    def _image_weights(self, answers: Tensor | None) -> Tensor | None:
+        """How much each image counts in the statistics of the batch, given what it was predicted as."""
+        if self.alone or self.sees_as_first or answers is None:
+            return None
+        if not self.config.class_balance:
+            return torch.full((len(answers),), 1 / len(answers), device=answers.device)
+        return self._reference.class_weights(self.task.image_classes(answers))
+
+    @property
+    def _reference(self) -> ShiftReference:
+        return self.shell.model.shift_reference  # type: ignore[return-value]
 
     @torch.no_grad()
     def _answer_sorted(self, images: Tensor) -> Tensor:
