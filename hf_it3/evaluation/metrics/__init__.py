@@ -1,7 +1,7 @@
 """Metrics for robustness evaluation: arrays in, plain floats out.
 
-Accuracies, errors and gains are fractions (0.05 is 5 percentage points). [`IT3Metric`] is loaded on first use,
-since importing `evaluate` takes seconds and the functions need numpy alone.
+Accuracies, errors and gains are fractions (0.05 is 5 percentage points). What scikit-learn defines alike is computed
+by it. [`IT3Metric`], and scikit-learn in the functions that call it, are loaded on first use: each import takes seconds.
 """
 
 from typing import TYPE_CHECKING, Any
