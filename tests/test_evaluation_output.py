@@ -8,6 +8,7 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
@@ -216,6 +217,23 @@ def test_streamed_images_give_the_figures_of_loaded_ones_and_are_not_held(evalua
         ours, theirs = streamed.outcomes[0][number], loaded.outcomes[0][number]
         assert np.array_equal(ours.index, theirs.index)
         np.testing.assert_allclose(ours.distance, theirs.distance, atol=1e-5)
+
+
+def test_streamed_images_are_shuffled_by_the_seed_and_know_their_places(model, processor, digits, monkeypatch):
+    monkeypatch.setattr(images, "_SHUFFLE_BUFFER", 16)
+    loaded = images.ImageSource(digits["test"].select(range(50)), processor, model.config)
+    streamed = images.ImageSource(Stream(digits["test"].select(range(50))), processor, model.config)
+    orders = {}
+    for seed in (0, 1, 0):
+        batches = list(streamed.batches("iid", seed, batch_size=8))
+        order = np.concatenate([batch.index for batch in batches])
+        assert sorted(order.tolist()) == list(range(50)) != order.tolist()
+        assert orders.setdefault(seed, order.tolist()) == order.tolist()
+        in_order = next(loaded.batches("iid", 0, batch_size=50))
+        places = np.argsort(in_order.index)[order]
+        assert torch.equal(torch.cat([batch.pixels for batch in batches]), in_order.pixels[places])
+        assert torch.equal(torch.cat([batch.labels for batch in batches]), in_order.labels[places])
+    assert orders[0] != orders[1]
 
 
 def test_datasets_of_the_library_stream_too(evaluate, digits):
