@@ -248,7 +248,7 @@ def test_plots_are_drawn_for_what_there_is(evaluate, tmp_path):
     pytest.importorskip("matplotlib")
     evaluate(output_dir=tmp_path / "grid", corruptions="mnist-c/shot_noise", severities="1,5", plots=True)
     drawn = {path.name for path in (tmp_path / "grid" / "plots").iterdir()}
-    assert drawn == {"gains.png", "severities.png", "accuracies.png", "distances.png", "risk_coverage.png"}
+    assert drawn == {"gains.png", "severities.png", "scores.png", "distances.png", "risk_coverage.png"}
     evaluate(output_dir=tmp_path / "clean", corruptions="none", methods="none", plots=True)
     assert {path.name for path in (tmp_path / "clean" / "plots").iterdir()} == {"distances.png", "risk_coverage.png"}
 

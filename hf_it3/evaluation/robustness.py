@@ -207,7 +207,7 @@ def evaluate_robustness(
         kind=kind,
         **_applicable(loaded, by_model),
         gates=[_gate(one) for one in loaded for _ in seeds],
-        reference=read_reference(reference, conditions, loaded),
+        reference=read_reference(reference, conditions, loaded, kind.metric),
     )
     folder = tracker = None
     if output_dir is not None:
