@@ -13,8 +13,9 @@ from torch import Tensor
 from ...it3.adaptation_config_it3 import AdaptationConfig
 from ...it3.interface_it3 import IdempotentModel
 from ...it3.shift_test_it3 import CleanReference
-from ...utils import aligned, new_figure, write_atomically
+from ...utils import new_figure, write_atomically
 from ..conditions import CLEAN
+from ..table import ruled
 
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ class CalibrationResult:
                 [trial.stage, str(trial.num_images), clean, mean.strip(), describe_changes(trial.settings, self.own)]
             )
         tried = f"Tried on {self.baseline.num_images} others"
-        return "\n".join([head, *_ruled(rows), "", tried, *_ruled(grid), "", self.verdict()])
+        return "\n".join([head, *ruled(rows), "", tried, *ruled(grid), "", self.verdict()])
 
     def __repr__(self) -> str:
         return self.table()
@@ -297,9 +298,3 @@ def _short(value: Any) -> str:
 
 def _percent(fraction: float) -> str:
     return "" if math.isnan(fraction) else f"{100 * fraction:.1f}"
-
-
-def _ruled(rows: list[list[str]]) -> list[str]:
-    """Lines of a table, with a rule below the first."""
-    lines = aligned(rows)
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
