@@ -152,7 +152,9 @@ def classify(classifier: AdaptingPipeline, pixels: Tensor, truths: Any = None, *
     else:
         answers = _class_answers(pixels, entries, truths)
     distances = [answer.distance for answer in answers]
-    classes = torch.tensor([0 if segments else _predicted(answer, classifier) for answer in answers])
+    label2id = {label: index for index, label in classifier.model.config.id2label.items()}
+    # Images that are segmented count as of one class.
+    classes = torch.tensor([0 if segments else label2id[answer.top_before] for answer in answers])
     adapter = classifier.adapter(**settings)
     alone = adapter.config.scope_of(len(answers)) in ("image", "average")
     whose = "the image" if len(answers) == 1 else "mean of the images"
@@ -165,12 +167,6 @@ def classify(classifier: AdaptingPipeline, pixels: Tensor, truths: Any = None, *
     losses = np.mean(histories, axis=0).tolist() if histories else []
     looked_at = float(np.mean(distances))
     return Result(answers, losses, seconds, gate, looked_at, whose, _shifts(entries), adapter.config.gate)
-
-
-def _predicted(answer: Answer, classifier: AdaptingPipeline) -> int:
-    """The class that the unadapted model sees in an image; the first of those of one name."""
-    best = answer.labels[max(range(len(answer.labels)), key=answer.before.__getitem__)]
-    return next(index for index, label in classifier.model.config.id2label.items() if label == best)
 
 
 def _shifts(entries: Any) -> dict[str, float]:
