@@ -1,4 +1,4 @@
-"""What happens when a visitor presses the button: corrupt, adapt, and tell what came of it. No user interface."""
+"""What happens when a visitor presses the button: corrupt, adapt, and report the outcome. No user interface."""
 
 import time
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Maps:
     truth: np.ndarray | None = None
 
     def right(self, found: np.ndarray) -> int:
-        """Number of pixels that are as the true map has them, of those that count."""
+        """Number of pixels of the true class, among those that count."""
         return 0 if self.truth is None else int((found == self.truth).sum())
 
     @property
@@ -39,7 +39,7 @@ class Maps:
 
 @dataclass
 class Answer:
-    """What the model says about one image: its pixels `(C, H, W)` in [0, 1], and each class's score, twice.
+    """The answer of the model to one image: its pixels `(C, H, W)` in [0, 1], and scores before and after.
 
     Scores are in the order of `labels`, which may hold a label more than once. Of an image that is segmented they are
     the shares of the pixels, and `maps` has the classes of these.
@@ -170,7 +170,7 @@ def classify(classifier: AdaptingPipeline, pixels: Tensor, truths: Any = None, *
 
 
 def _shifts(entries: Any) -> dict[str, float]:
-    """By words for it, how far images lie from clean ones, where that was measured."""
+    """How far images lie from clean ones, by what was compared, in words; without what was not measured."""
     names = {"first features": "feature_shift", "idempotence distance": "distance_shift"}
     measured = {words: [entry[0][name] for entry in entries] for words, name in names.items()}
     known = {words: [value for value in values if value is not None] for words, values in measured.items()}

@@ -303,7 +303,7 @@ def _applicable(loaded: list[LoadedModel], by_model: list[list[Method]]) -> dict
 
 
 def _plan(results: RobustnessResults) -> str:
-    """How much there is to do, in one line."""
+    """Describes the amount of work in one line."""
     settings, conditions = results.settings, results.conditions
     runs = f", {len(results.runs)} times (models and seeds)" if len(results.runs) > 1 else ""
     sizes = [size for size in settings["dataset_sizes"] if size is not None]

@@ -21,7 +21,7 @@ RunOutcomes = dict[int, Outcomes]
 
 
 def distance_scores(outcomes: Outcomes, clean: Outcomes | None) -> dict[str, float]:
-    """What the idempotence distance of the unadapted model tells: errors, and shift against the clean images."""
+    """How well the unadapted model's idempotence distance tells errors, and shifted images from clean ones."""
     right = outcomes.correct(UNADAPTED)
     scores = {
         "mean_distance": float(outcomes.distance.mean(dtype=np.float64)),
@@ -145,7 +145,7 @@ def overall_scores(
 
 
 def _errors(scores: Sequence[dict[str, Any]], method: str, metric: str) -> dict[str, dict[int, float]]:
-    """What the headline figure lacks to 1, by corruption and severity: the error rate, where it is the accuracy."""
+    """One minus the headline figure, by corruption and severity: of accuracy, the error rate."""
     errors: dict[str, dict[int, float]] = {}
     for score in scores:
         group = Condition(score["corruption"], None, score["subset"]).name

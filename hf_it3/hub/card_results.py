@@ -15,7 +15,7 @@ METRICS = {"accuracy": "accuracy", "mean_iou": "mean IoU"}
 
 
 def title(metric: str) -> str:
-    """A metric as a sentence begins with it."""
+    """The name of a metric, capitalised to begin a sentence."""
     return METRICS[metric][0].upper() + METRICS[metric][1:]
 
 

@@ -14,7 +14,7 @@ from transformers.utils.output_capturing import CompileableContextVar
 
 @dataclass
 class ForwardPass:
-    """What one pass through the backbone injects.
+    """Describes what one pass through the backbone injects.
 
     Args:
         embedding (`Tensor` of shape `(B, C)` or `(B, C, h, w)`, *optional*): the embedded label signal, of the image
@@ -40,7 +40,7 @@ def current_pass() -> ForwardPass | None:
 
 
 def statistics_prefix() -> str:
-    """What the names of the statistics of the pass that runs begin with: those of signal passes are their own."""
+    """Prefix of the names of the statistics of the running pass: signal passes have statistics of their own."""
     forward_pass = current_pass()
     return "signal_" if forward_pass is not None and forward_pass.is_signal_pass else ""
 
@@ -180,7 +180,7 @@ class SignalInjection:
 
 
 def drop_hooks(root: nn.Module, kind: type) -> None:
-    """Takes away the hooks of a kind that a module has from an idempotent model which it was part of."""
+    """Removes the hooks of a kind that an idempotent model left on a module."""
     for module in root.modules():
         for key, hook in list(module._forward_hooks.items()):
             if isinstance(hook, kind):

@@ -149,7 +149,7 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
         init_like_torch(module)
 
     def freeze_classifier(self) -> None:
-        """Leaves to training the label embedder alone, and the statistics of BatchNorm layers in signal passes.
+        """Restricts training to the label embedder, and to the statistics of BatchNorm layers in signal passes.
 
         What the model answers without a label signal stays bit-identical from then on: parameters of the backbone no
         longer require gradients, and in training mode its layers work as in evaluation.
@@ -233,7 +233,7 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Answers for a batch of images.
+        """Answers a batch of images.
 
         Args:
             pixel_values (`Tensor` of shape `(B, C, H, W)`): images as the image processor returns them; floats of
