@@ -1,8 +1,7 @@
 """Metrics for robustness evaluation: arrays in, plain floats out.
 
-Accuracies, errors and gains are fractions (0.05 is 5 percentage points). What scikit-learn defines alike is computed
-by it. [`IT3Metric`], and scikit-learn in the functions that call it, are loaded on first use: importing them takes
-seconds.
+Accuracies, errors and gains are fractions (0.05 is 5 percentage points). What scikit-learn defines in the same way, it
+computes. [`IT3Metric`] and scikit-learn are imported on first use, since these imports take seconds.
 """
 
 from typing import TYPE_CHECKING, Any
