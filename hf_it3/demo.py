@@ -1,4 +1,4 @@
-"""The story of the MNIST tutorial: train, save, load in a pipeline, adapt to noisy pictures, over several seeds."""
+"""The demo, after the MNIST tutorial: train, save, load in a pipeline, adapt to noisy pictures, over several seeds."""
 
 import copy
 import json

@@ -76,13 +76,13 @@ def main() -> None:
         held_out = pixels[half:], labels[half:]
         result = {
             "name": condition,
-            "accuracy_base": accuracy(model, *held_out),
-            "accuracy_unadapted": accuracy(adapted, *held_out),
-            "accuracy_adapted": accuracy(TestTimeAdapter(adapted, scope="batch"), *held_out),
+            "score_base": accuracy(model, *held_out),
+            "score_unadapted": accuracy(adapted, *held_out),
+            "score_adapted": accuracy(TestTimeAdapter(adapted, scope="batch"), *held_out),
             "num_images": half,
         }
         results.append(result)
-        figures = (f"{100 * result[f'accuracy_{kind}']:.1f}" for kind in ("base", "unadapted", "adapted"))
+        figures = (f"{100 * result[f'score_{kind}']:.1f}" for kind in ("base", "unadapted", "adapted"))
         print(f"{condition}: {' -> '.join(figures)}")
     document = {
         "dataset": "ylecun/mnist",

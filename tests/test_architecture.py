@@ -146,15 +146,16 @@ def test_nothing_imports_torchvision_or_torch_ttt(module):
     assert imported.isdisjoint({"torchvision", "torch_ttt", "einops"})
 
 
-OPTIONAL = {"sklearn", "matplotlib", "imagecorruptions", "timm", "gradio"}
+SLOW = {"sklearn"}  # takes a second
+OPTIONAL = {"matplotlib", "imagecorruptions", "timm", "gradio"}
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_optional_dependencies_are_imported_where_they_are_used(module):
+def test_optional_and_slow_dependencies_are_imported_where_they_are_used(module):
     imported = {name for node in imports_of(MODULES[module], module, at_import=True) for name in top_level(node)}
     # The modules of the web page are imported by the subcommand that serves it.
     allowed = {"gradio"} if module.startswith("hf_it3.app.") else set()
-    assert imported.isdisjoint(OPTIONAL - allowed)
+    assert imported.isdisjoint((OPTIONAL | SLOW) - allowed)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -55,7 +55,7 @@ def make(value, folder, is_adapted=False):
         calibration_corruptions=[value, "fog"],
         base_model=dict.fromkeys(names, value) if is_adapted else None,
     )
-    result = {"name": value, "split": value, "accuracy_unadapted": 0.5, "accuracy_adapted": 0.6}
+    result = {"name": value, "split": value, "score_unadapted": 0.5, "score_adapted": 0.6}
     return write_model_card(
         folder,
         config,

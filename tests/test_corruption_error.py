@@ -73,9 +73,13 @@ def test_a_reference_that_corruption_leaves_as_it_is_makes_no_relative_mce():
             "severity": one.severity,
             "subset": None,
             "is_clean": one.is_clean,
-            "methods": {"none": {"error_rate": 0.25}},
+            "methods": {"none": {"accuracy": 0.75}},
         }
         for one in conditions()
     ]
-    reference = read_reference({"runs": [{"model": "steady"}], "conditions": scores}, conditions(), models(10))
+    results = {"runs": [{"model": "steady"}], "metric": "accuracy", "conditions": scores}
+    reference = read_reference(results, conditions(), models(10))
     assert (reference.name, reference.clean_error) == ("steady", None)
+    assert reference.errors["imagenet-c/fog"] == dict.fromkeys(range(1, 6), 0.25)
+    with pytest.raises(ValueError, match="reference was measured by accuracy, and these models are by mean_iou"):
+        read_reference(results, conditions(), models(10), metric="mean_iou")

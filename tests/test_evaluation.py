@@ -266,9 +266,9 @@ def test_model_index_entries_hold_both_accuracies(evaluate):
     results = evaluate(methods="batch,image")
     entries = model_index_entries(results)
     assert [entry["name"] for entry in entries] == ["clean", NOISE, CONTRAST]
-    assert entries[1]["accuracy_unadapted"] == results.accuracy(NOISE, "none")
-    assert entries[1]["accuracy_adapted"] == results.accuracy(NOISE, "batch")
-    assert model_index_entries(results, "image")[2]["accuracy_adapted"] == results.accuracy(CONTRAST, "image")
+    assert entries[1]["score_unadapted"] == results.accuracy(NOISE, "none")
+    assert entries[1]["score_adapted"] == results.accuracy(NOISE, "batch")
+    assert model_index_entries(results, "image")[2]["score_adapted"] == results.accuracy(CONTRAST, "image")
     with pytest.raises(ValueError, match="'tent' is not among the results; choose from batch, image"):
         model_index_entries(results, "tent")
 

@@ -8,6 +8,7 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
@@ -218,6 +219,23 @@ def test_streamed_images_give_the_figures_of_loaded_ones_and_are_not_held(evalua
         np.testing.assert_allclose(ours.distance, theirs.distance, atol=1e-5)
 
 
+def test_streamed_images_are_shuffled_by_the_seed_and_know_their_places(model, processor, digits, monkeypatch):
+    monkeypatch.setattr(images, "_SHUFFLE_BUFFER", 16)
+    loaded = images.ImageSource(digits["test"].select(range(50)), processor, model.config)
+    streamed = images.ImageSource(Stream(digits["test"].select(range(50))), processor, model.config)
+    orders = {}
+    for seed in (0, 1, 0):
+        batches = list(streamed.batches("iid", seed, batch_size=8))
+        order = np.concatenate([batch.index for batch in batches])
+        assert sorted(order.tolist()) == list(range(50)) != order.tolist()
+        assert orders.setdefault(seed, order.tolist()) == order.tolist()
+        in_order = next(loaded.batches("iid", 0, batch_size=50))
+        places = np.argsort(in_order.index)[order]
+        assert torch.equal(torch.cat([batch.pixels for batch in batches]), in_order.pixels[places])
+        assert torch.equal(torch.cat([batch.labels for batch in batches]), in_order.labels[places])
+    assert orders[0] != orders[1]
+
+
 def test_datasets_of_the_library_stream_too(evaluate, digits):
     results = evaluate(dataset=digits["test"].to_iterable_dataset(), num_samples=30)
     assert [score["num_images"] for score in results.condition_scores] == [30, 30, 30]
@@ -230,7 +248,7 @@ def test_plots_are_drawn_for_what_there_is(evaluate, tmp_path):
     pytest.importorskip("matplotlib")
     evaluate(output_dir=tmp_path / "grid", corruptions="mnist-c/shot_noise", severities="1,5", plots=True)
     drawn = {path.name for path in (tmp_path / "grid" / "plots").iterdir()}
-    assert drawn == {"gains.png", "severities.png", "accuracies.png", "distances.png", "risk_coverage.png"}
+    assert drawn == {"gains.png", "severities.png", "scores.png", "distances.png", "risk_coverage.png"}
     evaluate(output_dir=tmp_path / "clean", corruptions="none", methods="none", plots=True)
     assert {path.name for path in (tmp_path / "clean" / "plots").iterdir()} == {"distances.png", "risk_coverage.png"}
 

@@ -1,6 +1,7 @@
 import doctest
 import importlib
 import json
+import math
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -53,33 +54,45 @@ def test_every_metric_returns_a_plain_float():
 class TestClassification:
     @pytest.mark.parametrize("seed", range(5))
     @pytest.mark.parametrize("decimals", [None, 0])
-    def test_agrees_with_scikit_learn(self, seed, decimals):
+    def test_agrees_with_a_loop_over_images(self, seed, decimals):
         logits, probabilities, labels = random_problem(seed, decimals=decimals)
         predictions = probabilities.argmax(axis=1)
-        expected = sklearn_metrics.accuracy_score(labels, predictions)
-        assert metrics.accuracy(logits, labels) == metrics.accuracy(predictions, labels) == expected
-        assert metrics.error_rate(logits, labels) == 1 - expected
-        classes = range(probabilities.shape[1])
-        assert metrics.negative_log_likelihood(probabilities, labels) == pytest.approx(
-            sklearn_metrics.log_loss(labels, probabilities, labels=list(classes)), abs=1e-12
-        )
-        one_by_one = [sklearn_metrics.brier_score_loss(labels == label, probabilities[:, label]) for label in classes]
+        images = list(zip(probabilities.tolist(), labels.tolist(), strict=True))
+        right = sum(row.index(max(row)) == label for row, label in images) / len(images)
+        assert metrics.accuracy(logits, labels) == metrics.accuracy(predictions, labels) == pytest.approx(right)
+        assert metrics.error_rate(logits, labels) == pytest.approx(1 - right)
+        likelihood = sum(-math.log(row[label]) for row, label in images) / len(images)
+        assert metrics.negative_log_likelihood(probabilities, labels) == pytest.approx(likelihood, abs=1e-12)
+        brier = sum((row[k] - (k == label)) ** 2 for row, label in images for k in range(len(row))) / len(images)
+        assert metrics.brier_score(probabilities, labels) == pytest.approx(brier, abs=1e-12)
+
+    def test_brier_score_agrees_with_scikit_learn_class_by_class(self):
+        _, probabilities, labels = random_problem(0)
+        one_by_one = [sklearn_metrics.brier_score_loss(labels == k, probabilities[:, k]) for k in range(5)]
         assert metrics.brier_score(probabilities, labels) == pytest.approx(sum(one_by_one), abs=1e-12)
 
-    def test_zero_probability_of_the_label_costs_what_it_costs_in_scikit_learn(self):
+    def test_zero_probability_of_the_label_costs_that_of_the_rounding_unit(self):
         probabilities, labels = np.array([[1.0, 0.0], [0.0, 1.0], [0.3, 0.7]]), [1, 1, 0]
-        expected = sklearn_metrics.log_loss(labels, probabilities)
+        expected = -(math.log(np.finfo(np.float64).eps) + math.log(0.3)) / 3
         assert metrics.negative_log_likelihood(probabilities, labels) == pytest.approx(expected, abs=1e-12)
+
+    def test_classes_that_no_image_has_are_classes_all_the_same(self):
+        probabilities = np.array([[0.2, 0.3, 0.5], [0.1, 0.2, 0.7]])
+        expected = -(math.log(0.3) + math.log(0.2)) / 2
+        assert metrics.negative_log_likelihood(probabilities, [1, 1]) == pytest.approx(expected)
+
+    @pytest.mark.filterwarnings("error")
+    def test_rows_that_rounding_left_off_one_are_divided_by_their_sum(self):
+        rounded = np.array([[1 + 1e-7, 0.0], [0.5, 0.502]])
+        expected = -math.log(0.502 / 1.002) / 2
+        assert metrics.negative_log_likelihood(rounded, [0, 1]) == pytest.approx(expected, abs=1e-12)
 
     def test_perfect_predictions_score_zero(self):
         probabilities = np.eye(3)
-        for metric in (
-            metrics.error_rate,
-            metrics.negative_log_likelihood,
-            metrics.brier_score,
-            metrics.expected_calibration_error,
-        ):
+        for metric in (metrics.error_rate, metrics.brier_score, metrics.expected_calibration_error):
             assert str(metric(probabilities, [0, 1, 2])) == "0.0"
+        # scikit-learn counts a probability of 1 as one rounding unit less.
+        assert 0 <= metrics.negative_log_likelihood(probabilities, [0, 1, 2]) < 1e-15
 
     @pytest.mark.parametrize("num_bins", [1, 2, 10, 15])
     @pytest.mark.parametrize("decimals", [None, 1])

@@ -16,7 +16,7 @@ from hf_it3.hub.model_card import build_model_card, write_model_card
 
 
 RESULTS = [
-    {"name": "clean", "accuracy_unadapted": 0.967, "accuracy_adapted": 0.966, "num_images": 500, "other": 1},
+    {"name": "clean", "score_unadapted": 0.967, "score_adapted": 0.966, "num_images": 500, "other": 1},
     ConditionResult(
         "noise|2", 0.55, 0.786, unadapted_per_seed=[0.52, 0.58], adapted_per_seed=[0.77, 0.802],
         milliseconds_unadapted=0.1, milliseconds_adapted=1.25,
@@ -76,8 +76,8 @@ class TestContents:
 
     def test_what_the_base_model_reached_stands_beside_an_adapted_model(self, model):
         results = [
-            {"name": "noise", "accuracy_base": 0.5, "accuracy_unadapted": 0.85, "accuracy_adapted": 0.86},
-            {"name": "clean", "accuracy_unadapted": 0.97, "accuracy_adapted": 0.97},
+            {"name": "noise", "score_base": 0.5, "score_unadapted": 0.85, "score_adapted": 0.86},
+            {"name": "clean", "score_unadapted": 0.97, "score_adapted": 0.97},
         ]
         card = build_model_card(model, model_id="user/adapted", results=results)
         assert "| condition | base model | unadapted | adapted | gain |\n|---|---|---|---|---|\n" in card.text
@@ -154,8 +154,8 @@ class TestContents:
 
     @pytest.mark.parametrize("value", [96.7, -0.1, "0.9"])
     def test_an_accuracy_that_is_no_fraction_is_refused(self, model, value):
-        result = {"name": "clean", "accuracy_unadapted": value, "accuracy_adapted": 0.9}
-        with pytest.raises(ValueError, match="accuracy_unadapted of condition 'clean' must be a fraction"):
+        result = {"name": "clean", "score_unadapted": value, "score_adapted": 0.9}
+        with pytest.raises(ValueError, match="score_unadapted of condition 'clean' must be a fraction"):
             build_model_card(model, model_id="a/b", results=[result])
 
     def test_local_paths_stay_out(self, model, tmp_path):
@@ -204,7 +204,7 @@ class TestEditedCards:
     def test_edited_metadata_is_kept_and_new_results_come_in(self, written, model):
         edit(written, "license: unknown", "license: mit\nlanguage: en")
         edit(written, "tags:\n", "tags:\n- mine\n")
-        better = {"name": "clean", "accuracy_unadapted": 0.97, "accuracy_adapted": 0.99}
+        better = {"name": "clean", "score_unadapted": 0.97, "score_adapted": 0.99}
         write_model_card(written.parent, model, results=[better], dataset="ylecun/mnist")
         data = load_card(written).data
         assert (data.license, data.language) == ("mit", "en")

@@ -97,7 +97,7 @@ def test_the_report_names_mean_iou(results, tmp_path, model, scenes, processor):
     assert (tmp_path / "results.csv").read_text().startswith("condition,corruption,severity,subset,num_images,method")
     resumed = evaluate(model, scenes, processor, corruptions=NOISE, output_dir=tmp_path, plots=False, resume=True)
     assert resumed.score(NOISE, "own") == saved.score(NOISE, "own")
-    assert entries_of(saved)[0]["accuracy_unadapted"] == saved.score("clean", "none")
+    assert entries_of(saved)[0]["score_unadapted"] == saved.score("clean", "none")
 
 
 def test_models_of_different_tasks_are_evaluated_one_by_one(model, random_model, scenes, processor):

@@ -1,4 +1,4 @@
-"""Where the answers appear on the page, before adaptation and after it."""
+"""The part of the page that shows the answers, before adaptation and after it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -74,7 +74,7 @@ class AnswerView:
 
     @property
     def components(self) -> list[Any]:
-        """All that a call changes."""
+        """The components that a call changes."""
         return [
             *(
                 self.message,
@@ -91,7 +91,7 @@ class AnswerView:
         ]
 
     def show(self, result: Result, originals: Tensor, clean: Sequence[float]) -> list[Any]:
-        """A result.
+        """Shows a result.
 
         Args:
             result: of [`classify`].
@@ -139,11 +139,11 @@ class AnswerView:
         ]
 
     def complain(self, message: str) -> list[Any]:
-        """An error in place of a result."""
+        """Shows an error in place of a result."""
         return self._only(complain(message))
 
     def say(self, message: str) -> list[Any]:
-        """A line in place of a result."""
+        """Shows a line in place of a result."""
         return self._only(say(message))
 
     def _only(self, message: str) -> list[Any]:

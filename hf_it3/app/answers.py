@@ -1,4 +1,4 @@
-"""What happens when a visitor presses the button: corrupt, adapt, and tell what came of it. No user interface."""
+"""What happens when a visitor presses the button: corrupt, adapt, and report the outcome. No user interface."""
 
 import time
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Maps:
     truth: np.ndarray | None = None
 
     def right(self, found: np.ndarray) -> int:
-        """Number of pixels that are as the true map has them, of those that count."""
+        """Number of pixels of the true class, among those that count."""
         return 0 if self.truth is None else int((found == self.truth).sum())
 
     @property
@@ -39,7 +39,7 @@ class Maps:
 
 @dataclass
 class Answer:
-    """What the model says about one image: its pixels `(C, H, W)` in [0, 1], and each class's score, twice.
+    """The answer of the model to one image: its pixels `(C, H, W)` in [0, 1], and scores before and after.
 
     Scores are in the order of `labels`, which may hold a label more than once. Of an image that is segmented they are
     the shares of the pixels, and `maps` has the classes of these.
@@ -152,7 +152,9 @@ def classify(classifier: AdaptingPipeline, pixels: Tensor, truths: Any = None, *
     else:
         answers = _class_answers(pixels, entries, truths)
     distances = [answer.distance for answer in answers]
-    classes = torch.tensor([0 if segments else _predicted(answer, classifier) for answer in answers])
+    label2id = {label: index for index, label in classifier.model.config.id2label.items()}
+    # Images that are segmented count as of one class.
+    classes = torch.tensor([0 if segments else label2id[answer.top_before] for answer in answers])
     adapter = classifier.adapter(**settings)
     alone = adapter.config.scope_of(len(answers)) in ("image", "average")
     whose = "the image" if len(answers) == 1 else "mean of the images"
@@ -167,14 +169,8 @@ def classify(classifier: AdaptingPipeline, pixels: Tensor, truths: Any = None, *
     return Result(answers, losses, seconds, gate, looked_at, whose, _shifts(entries), adapter.config.gate)
 
 
-def _predicted(answer: Answer, classifier: AdaptingPipeline) -> int:
-    """The class that the unadapted model sees in an image; the first of those of one name."""
-    best = answer.labels[max(range(len(answer.labels)), key=answer.before.__getitem__)]
-    return next(index for index, label in classifier.model.config.id2label.items() if label == best)
-
-
 def _shifts(entries: Any) -> dict[str, float]:
-    """By words for it, how far images lie from clean ones, where that was measured."""
+    """How far images lie from clean ones, by what was compared, in words; without what was not measured."""
     names = {"first features": "feature_shift", "idempotence distance": "distance_shift"}
     measured = {words: [entry[0][name] for entry in entries] for words, name in names.items()}
     known = {words: [value for value in values if value is not None] for words, values in measured.items()}

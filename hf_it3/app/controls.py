@@ -30,7 +30,7 @@ _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"
 
 @dataclass
 class Images:
-    """Three ways to bring an image, as components."""
+    """The components of the three ways to choose images: pick, draw and upload."""
 
     source: gr.State
     picked: gr.State
@@ -42,23 +42,23 @@ class Images:
 
     @property
     def inputs(self) -> list[Any]:
-        """What says which images are meant."""
+        """The components whose values choose the images."""
         return [self.source, self.picked, self.batch, self.drawing, self.files]
 
 
 def num_channels(served: ServedModel) -> int:
-    """Of the images that a model takes."""
+    """Number of channels of the images that a model takes."""
     return 1 if served.model is None else served.model.config.image_channels
 
 
 def default_corruption(served: ServedModel) -> tuple[str, str]:
-    """Title of the suite and qualified name of what test images start with."""
+    """Title of the suite and qualified name of the corruption that test images start with."""
     title, choices = next(iter(corruption_menu(num_channels(served)).items()))
     return title, _DIGITS_CORRUPTION if served.reads_digits else choices[0][1]
 
 
 def image_controls(served: ServedModel) -> Images:
-    """Tabs to pick, draw and upload."""
+    """Makes the tabs to pick, draw and upload."""
     samples = served.samples
     source, picked = gr.State("upload" if samples is None else "sample"), gr.State(0)
     tabs = {}
@@ -117,7 +117,7 @@ def image_controls(served: ServedModel) -> Images:
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
-    """A square for the gallery, with small images' pixels as they are."""
+    """Makes a square for the gallery; pixels of small images are not smoothed."""
     if max(image.size) <= SMALL_SIDE:
         return image.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.NEAREST)
     return ImageOps.fit(image, (2 * SMALL_SIDE, 2 * SMALL_SIDE))
@@ -128,7 +128,7 @@ def _picked(event: gr.SelectData) -> int:
 
 
 def corruption_controls(served: ServedModel, images: Images) -> list[Any]:
-    """Suite, corruption and severity. Test images start spoiled; drawings and uploads come as they are."""
+    """Makes the choice of suite, corruption and severity. Test images start corrupted, drawings and uploads do not."""
     menu = corruption_menu(num_channels(served))
     suite_of_samples, name_of_samples = default_corruption(served)
     is_spoiled = served.samples is not None
@@ -176,7 +176,7 @@ def _has_severities(name: str) -> bool:
 
 
 def adaptation_controls(served: ServedModel) -> tuple[list[Any], gr.Button]:
-    """The settings of adaptation that start with the model's own, and the button that forgets a stream."""
+    """Makes the settings of adaptation, which start with the model's own, and the button that resets a stream."""
     own = (
         AdaptationConfig() if served.model is None else resolve_defaults(served.model.config.adaptation, served.model)
     )

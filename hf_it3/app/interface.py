@@ -1,4 +1,4 @@
-"""The page: what happens when visitors come, choose and press the button."""
+"""The page, and what happens when a visitor arrives, chooses and presses the button."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ answers differ, and a few training steps that bring them together make it right 
 
 
 class Page:
-    """What the page's events do. Visitors share the model's weights, and nothing that adaptation makes of them."""
+    """Handles the events of the page. Visitors share the model's weights, but never adapted ones."""
 
     def __init__(self, served: ServedModel):
         self.served = served
@@ -51,7 +51,7 @@ class Page:
 
     @property
     def ways(self) -> str:
-        """How an image gets here, in words."""
+        """The ways to bring an image, in words."""
         if self.served.samples is None:
             return "Upload images and see."
         return "Pick, draw or upload your own." if self.served.reads_digits else "Pick or upload your own."
@@ -114,7 +114,7 @@ class Page:
         spoil: tuple[str, int] | None,
         **settings: Any,
     ) -> Result:
-        """The answers to images that are corrupted first; true maps of classes move with their pixels."""
+        """Corrupts images and answers them; true maps of classes move with the pixels."""
         known: Any = truths
         if truths is not None and self.served.segments:
             known = self.served.read_maps(truths)
@@ -122,7 +122,7 @@ class Page:
         return classify(classifier, originals if spoil is None else corrupt(originals, *spoil), known, **settings)
 
     def example(self) -> tuple[Result, Tensor, int] | None:
-        """A worked example on test images, spoiled, with the model's own settings; the same for all visitors.
+        """Answers corrupted test images, as an example, with the model's own settings; the same for all visitors.
 
         Returns:
             The result, the images before they were spoiled, and the position of the first among the test images: one
@@ -163,7 +163,7 @@ class Page:
 
 
 def build_app(served: ServedModel) -> gr.Blocks:
-    """The page around a model, which may still be in preparation."""
+    """Builds the page around a model, which may still be in preparation."""
     page = Page(served)
     with gr.Blocks(title="Idempotent test-time training", analytics_enabled=False) as app:
         gr.Markdown(_INTRODUCTION.format(page.ways))

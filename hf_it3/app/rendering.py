@@ -47,12 +47,12 @@ _BINS = 40
 
 
 def say(message: str) -> str:
-    """A line instead of a result."""
+    """Renders a line instead of a result."""
     return f'<div class="it3"><p class="muted">{html.escape(message)}</p></div>'
 
 
 def complain(message: str) -> str:
-    """What went wrong, where the result would be."""
+    """Renders an error in place of the result."""
     return (
         '<div class="it3"><div class="alert" role="alert"><h3>That did not work</h3>'
         f"<p>{html.escape(message)}</p></div></div>"
@@ -60,7 +60,7 @@ def complain(message: str) -> str:
 
 
 def progress(share: float) -> str:
-    """How far the training at the first start is."""
+    """Renders the progress of the training at the first start."""
     return (
         f'<div class="it3"><p class="muted">Training the model on 1,297 digits, once: {share:.0%}</p>'
         f'<progress value="{share:.3f}" max="1" aria-label="training"></progress></div>'
@@ -68,7 +68,7 @@ def progress(share: float) -> str:
 
 
 def headline(result: Result) -> str:
-    """What came of a call, and how long it took."""
+    """Summarises the outcome of a call and the time it took."""
     milliseconds, count = 1000 * result.seconds, len(result.answers)
     each = f", {milliseconds / count:.1f} ms per image" if count > 1 else ""
     timing = f"{milliseconds:.0f} ms in all, reading, both passes and adaptation included{each}"
@@ -111,7 +111,7 @@ def _explanation(result: Result) -> str:
 
 
 def short(name: str) -> str:
-    """A class by its first name."""
+    """The first of the names of a class."""
     return name.removeprefix("LABEL_").split(",")[0]
 
 
@@ -165,7 +165,7 @@ def caption(answer: Answer) -> str:
 
 
 def picture(pixels: Tensor, side: int = _SIDE) -> Image.Image:
-    """An image `(C, H, W)` in [0, 1] at about `side` pixels; a small one is enlarged, its pixels as they are."""
+    """An image `(C, H, W)` in [0, 1] at about `side` pixels; a small one is enlarged without smoothing."""
     (array,) = as_bytes(pixels[None])
     image = Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
     if (factor := side // max(image.size)) > 1:
@@ -175,7 +175,7 @@ def picture(pixels: Tensor, side: int = _SIDE) -> Image.Image:
 
 
 def distances_figure(result: Result, clean: Sequence[float]) -> "Figure":
-    """The distances of the images as ticks, over the histogram of clean ones, with the gate."""
+    """Draws the distances of the images as ticks, over the histogram of clean ones, with the gate."""
     figure, (axis,) = new_figure(4.2, 2.5)
     _plain(figure, axis, "Idempotence distance")
     own = [answer.distance for answer in result.answers]
@@ -195,7 +195,7 @@ def distances_figure(result: Result, clean: Sequence[float]) -> "Figure":
 
 
 def losses_figure(result: Result) -> "Figure":
-    """The objective before each optimizer step."""
+    """Draws the objective before each optimizer step."""
     figure, (axis,) = new_figure(4.2, 2.5)
     _plain(figure, axis, "Loss before each step")
     steps = range(1, len(result.losses) + 1)
@@ -205,7 +205,7 @@ def losses_figure(result: Result) -> "Figure":
 
 
 def why_no_steps(result: Result) -> str:
-    """Where there are no losses to draw, why."""
+    """Explains why there are no losses to draw."""
     if result.losses:
         return ""
     if not any(answer.changed for answer in result.answers):
@@ -218,7 +218,7 @@ def why_no_steps(result: Result) -> str:
 
 
 def _plain(figure: "Figure", axis: "Axes", title: str) -> None:
-    """No background of its own, so that the page's shows, light or dark."""
+    """Removes the background of a figure, so that the page's shows, light or dark."""
     figure.patch.set_alpha(0)
     axis.patch.set_alpha(0)
     axis.set_title(title, loc="left", fontsize=11, color=_INK)

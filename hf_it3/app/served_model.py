@@ -42,7 +42,7 @@ class _ShowProgress(TrainerCallback):
 
 
 class ServedModel:
-    """A model, test images that it can be tried on, and how far its preparation is.
+    """A model, test images to try it on, and the progress of its preparation.
 
     Args:
         name (`str`, *optional*): Hub name or path; by default the tutorial's network, trained on the bundled digits.
@@ -108,7 +108,7 @@ class ServedModel:
         return self.name or "the network of the MNIST tutorial, trained on scikit-learn's digits"
 
     def prepare(self) -> None:
-        """Trains or loads the model, where that is still to be done; errors end up in `error`."""
+        """Trains or loads the model, unless it is there already; stores an error in `error`."""
         try:
             if self.model is None:
                 self._take(str(self._train_or_find()))
@@ -121,7 +121,7 @@ class ServedModel:
             self.finished.set()
 
     def start(self) -> threading.Thread:
-        """Prepares in a thread of its own, so that the page can show how far it is."""
+        """Prepares the model in a thread of its own, so that the page can show the progress."""
         thread = threading.Thread(target=self.prepare, name="prepare-model", daemon=True)
         thread.start()
         return thread

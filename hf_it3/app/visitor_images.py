@@ -18,7 +18,7 @@ MAX_PIXELS = 40_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP", "MPO", "GIF", "BMP", "TIFF", "AVIF")
 # Larger images are scaled down before anything else happens: no model here looks at more.
 _WORKING_SIDE = 512
-# In place of a drawing that is no image.
+# In place of a drawing that is not an image.
 UNREADABLE = object()
 # Share of the drawing's longer side that is left free around it, at least.
 _MARGIN = 0.08
@@ -71,14 +71,14 @@ def _known_formats() -> list[str]:
 
 
 def shrink(image: Image.Image) -> Image.Image:
-    """A grey or RGB copy of at most 512 pixels a side."""
+    """Returns a grey or RGB copy of at most 512 pixels a side."""
     image = to_mode(image, "L" if image.mode in ("L", "1", "I", "I;16", "LA") else "RGB")
     image.thumbnail((_WORKING_SIDE, _WORKING_SIDE))
     return image
 
 
 def readable_drawing(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A sketchpad's way to read what the page sends, which gives [`UNREADABLE`] where that is no image.
+    """Wraps a sketchpad's reading of what the page sends: returns [`UNREADABLE`] where that is not an image.
 
     Whatever is pasted there, or sent by hand, arrives with every press of the button, in the other tabs too.
     """
@@ -93,7 +93,7 @@ def readable_drawing(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def read_drawing(drawing: Any, margin: float = _MARGIN) -> Image.Image:
-    """A drawing in black on white, turned to white on black, cut out and centred as the digits are that a model knows.
+    """Turns a drawing in black on white into white on black, cropped and centred like the digits of the test images.
 
     Args:
         drawing: what gradio's sketchpad gives.

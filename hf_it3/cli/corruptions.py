@@ -47,7 +47,7 @@ def draw_suites(suites: list[str], seed: int = 0) -> Image.Image:
 
     Raises:
         ValueError: for an unknown suite.
-        ImportError: without scikit-learn (extra `demo`) or matplotlib (extra `eval`).
+        ImportError: without matplotlib (extra `eval`).
     """
     from ..evaluation.corruptions import corruption_gallery, get_corruption, list_corruptions
 
@@ -91,10 +91,8 @@ def digits(count: int = 5) -> "Tensor":
 
 def photographs() -> "Tensor":
     """The two colour photographs of scikit-learn, cropped to squares: `(2, 3, 160, 160)` in [0, 1]."""
-    try:
-        from sklearn.datasets import load_sample_images
-    except ImportError as error:
-        raise ImportError('the photographs come with scikit-learn: pip install "hf-it3[demo]"') from error
+    from sklearn.datasets import load_sample_images
+
     cropped = []
     for array in load_sample_images().images:
         side = min(array.shape[:2])

@@ -25,26 +25,18 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 def load_digits(test_size: int = 500) -> Any:
-    """Scikit-learn's bundled handwritten digits: 1,797 real grey images of 8x8 pixels, without any network.
+    """Loads scikit-learn's bundled handwritten digits: 1,797 real grey images of 8x8 pixels; needs no network.
 
     Args:
         test_size (`int`): images of the test split, drawn with a fixed seed and balanced over the classes.
 
     Returns:
         A `datasets.DatasetDict` with the splits `train` and `test` and the columns `image` and `label`.
-
-    Raises:
-        ImportError: if scikit-learn is missing.
     """
-    try:
-        from sklearn.datasets import load_digits as load_bundled
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise ImportError(
-            'the bundled digits come with scikit-learn: pip install "hf-it3[demo]", or name a data set'
-        ) from error
     from datasets import ClassLabel, Dataset, DatasetDict, Features
     from datasets import Image as ImageFeature
+    from sklearn.datasets import load_digits as load_bundled
+    from sklearn.model_selection import train_test_split
 
     bundled = load_bundled()
     pixels = (bundled.images * (255 / 16)).round().astype(np.uint8)
@@ -197,7 +189,7 @@ def class_names(dataset: Any, label_column: str | None = None) -> list[str] | No
 
 
 def mean_and_std(image_processor: Any) -> tuple[Any, Any]:
-    """What an image processor normalises with, `None` where it does not say; timm's processors say it elsewhere."""
+    """Mean and deviation that an image processor, also one of timm, normalises with; `None` where it has none."""
     data_config = getattr(image_processor, "data_config", None) or {}
     mean = getattr(image_processor, "image_mean", None) or data_config.get("mean")
     return mean, getattr(image_processor, "image_std", None) or data_config.get("std")
@@ -220,7 +212,7 @@ class ImageCollator:
         num_labels (`int`, *optional*): checks that labels lie in `0 .. num_labels - 1`.
 
     Raises:
-        ValueError: for a missing column, an image that cannot be read, or a label that is no class index or out of
+        ValueError: for a missing column, an image that cannot be read, or a label that is not a class index or out of
             range; the message names it.
     """
 

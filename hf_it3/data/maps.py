@@ -31,7 +31,7 @@ class SegmentationCollator(ImageCollator):
         ignore_index (`int`, defaults to 255): class of pixels that do not count.
 
     Raises:
-        ValueError: for a missing column, an image that cannot be read, a map that is no map of classes or of another
+        ValueError: for a missing column, an image that cannot be read, a map that is not of classes or of another
             shape than its image, or a class out of range; the message names it.
     """
 
@@ -69,7 +69,7 @@ class SegmentationCollator(ImageCollator):
         return {"pixel_values": pixel_values, "labels": labels}
 
     def _processed(self, pictures: list[Any], maps: list[Any]) -> tuple[Tensor, Tensor]:
-        """Pictures and maps as an image processor that takes both returns them."""
+        """Runs pictures and maps through an image processor that takes both."""
         batch = self.image_processor(images=pictures, segmentation_maps=maps, return_tensors="pt")
         return batch["pixel_values"], torch.as_tensor(batch["labels"]).long()
 
@@ -99,7 +99,7 @@ def _check_shape(position: int, image: Any, classes: np.ndarray) -> None:
 
 
 def resized_map(classes: np.ndarray, size: Any) -> Tensor:
-    """A map of classes `(H, W)` at another size, each pixel that of the nearest."""
+    """Resizes a map of classes `(H, W)` by nearest neighbours."""
     labels = torch.from_numpy(classes)
     if tuple(labels.shape) == tuple(size):
         return labels

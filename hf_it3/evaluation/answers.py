@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..it3.task_it3 import Dense, SingleLabel, Task, resize
 from .metrics import (
-    AccuracyGain,
+    PairedGain,
     accuracy,
     accuracy_gain,
     confidence_calibration_error,
@@ -64,7 +64,7 @@ class Answers:
         after: Sequence["Answers"],
         truths: Sequence[np.ndarray],
         same_images: bool,
-    ) -> AccuracyGain:
+    ) -> PairedGain:
         """The gain in the headline figure, with its interval over images.
 
         Args:
@@ -141,7 +141,7 @@ class ClassAnswers(Answers):
         after: Sequence[Any],
         truths: Sequence[np.ndarray],
         same_images: bool,
-    ) -> AccuracyGain:
+    ) -> PairedGain:
         join = np.stack if same_images else np.concatenate
         right = [
             join([answers.correct(truth) for answers, truth in zip(side, truths, strict=True)])
@@ -164,7 +164,7 @@ class MapAnswers(Answers):
 
     metric = "mean_iou"
     noun = "mean IoU"
-    figures = ("mean_iou", "error_rate", "pixel_accuracy", "adapted_share")
+    figures = ("mean_iou", "pixel_accuracy", "adapted_share")
 
     @classmethod
     def truth(cls, labels: Tensor, num_labels: int, ignore_index: int) -> np.ndarray:
@@ -186,7 +186,6 @@ class MapAnswers(Answers):
         right, seen = self.counts(truth)
         return {
             "mean_iou": value,
-            "error_rate": 1 - value,
             "pixel_accuracy": right / seen if seen else float("nan"),
             "adapted_share": float(self.adapted.mean()),
         }
@@ -201,7 +200,7 @@ class MapAnswers(Answers):
         after: Sequence[Any],
         truths: Sequence[np.ndarray],
         same_images: bool,
-    ) -> AccuracyGain:
+    ) -> PairedGain:
         sides = [[(one.intersection, one.predicted) for one in side] for side in (before, after)]
         return mean_iou_gain(sides[0], sides[1], truths, same_images)
 

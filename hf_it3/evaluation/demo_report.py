@@ -4,6 +4,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from .table import ruled
+
 
 @dataclass
 class Measurement:
@@ -48,7 +50,6 @@ def describe_seed(result: SeedResult) -> dict[str, Any]:
 
 # Headings of the table.
 _HEADINGS = {"clean": "clean", "noisy": "noisy", "float_noise": "float noise"}
-_WIDTHS = (13, 8)
 
 
 def _title(condition: str, document: dict[str, Any]) -> str:
@@ -67,8 +68,8 @@ def condition_results(document: dict[str, Any]) -> list[dict[str, Any]]:
         listed.append(
             {
                 "name": _title(name, document),
-                "accuracy_unadapted": statistics.fmean(accuracies["without"]),
-                "accuracy_adapted": statistics.fmean(accuracies["with"]),
+                "score_unadapted": statistics.fmean(accuracies["without"]),
+                "score_adapted": statistics.fmean(accuracies["with"]),
                 "unadapted_per_seed": accuracies["without"],
                 "adapted_per_seed": accuracies["with"],
                 "milliseconds_unadapted": times["without"],
@@ -82,19 +83,16 @@ def condition_results(document: dict[str, Any]) -> list[dict[str, Any]]:
 def format_table(document: dict[str, Any]) -> str:
     """The measured accuracies as a table: a line per seed and one for the mean, in percent, and ms per image."""
     conditions = list(document["seeds"][0]["conditions"])
-    width = sum(_WIDTHS)
-    lines = [
-        f"{'':>6}" + "".join(f"{_HEADINGS.get(name, name):>{width}}" for name in conditions),
-        f"{'seed':>6}" + "".join(f"{'without':>{_WIDTHS[0]}}{'with':>{_WIDTHS[1]}}" for _ in conditions),
-    ]
+    headings = [cell for name in conditions for cell in ("", _HEADINGS.get(name, name))]
+    rows = [["", *headings], ["seed", *("without", "with") * len(conditions)]]
     for seed in document["seeds"]:
         pairs = [seed["conditions"][name] for name in conditions]
-        lines.append(_row(str(seed["seed"]), [100 * pair[how]["accuracy"] for pair in pairs for how in pair]))
-    means = condition_results(document)
-    for title, kind, factor, digits in (("mean", "accuracy", 100, 1), ("ms", "milliseconds", 1, 2)):
-        values = [factor * mean[f"{kind}_{how}"] for mean in means for how in ("unadapted", "adapted")]
-        lines.append(_row(title, values, digits))
-    lines += [
+        rows.append([str(seed["seed"]), *(f"{100 * pair[how]['accuracy']:.1f}" for pair in pairs for how in pair)])
+    means = [(mean, how) for mean in condition_results(document) for how in ("unadapted", "adapted")]
+    rows.append(["mean", *(f"{100 * mean[f'score_{how}']:.1f}" for mean, how in means)])
+    rows.append(["ms", *(f"{mean[f'milliseconds_{how}']:.2f}" for mean, how in means)])
+    lines = [
+        *ruled(rows, numbers=True, head=2),
         f"Accuracy in percent on {document['num_test_images']} test images in batches of {document['batch_size']}, "
         "without and with adaptation.",
         f"clean, noisy: 8-bit pictures through the pipeline, noise of sigma {document['noise_std']:g} in units of "
@@ -103,8 +101,3 @@ def format_table(document: dict[str, Any]) -> str:
         "ms: milliseconds per image, of pictures with reading and scaling.",
     ]
     return "\n".join(lines)
-
-
-def _row(title: str, values: list[float], digits: int = 1) -> str:
-    """A line of the table: pairs of values, without and with adaptation."""
-    return f"{title:>6}" + "".join(f"{value:>{_WIDTHS[i % 2]}.{digits}f}" for i, value in enumerate(values))

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import IterableDataset
+from datasets.iterable_dataset import ExamplesIterable
 from torch import Tensor
 
 from ..data import IMAGE_COLUMNS, find_column, label_columns_of
@@ -140,7 +142,7 @@ class ImageSource:
     ) -> Iterator[ImageBatch]:
         if order == "class-sorted":
             raise ValueError("order='class-sorted' needs a data set of known length; this one is streamed")
-        rows = enumerate(islice(self.dataset, self.num_samples))
+        rows = islice(self.dataset, self.num_samples)
         chunk: list[tuple[int, Any]] = []
         number = -1
         for number, chunk in enumerate(_chunks(_shuffled(rows, seed), batch_size)):
@@ -203,19 +205,18 @@ def _label_map(dataset: Any, label_column: str, config: IT3Config) -> list[int] 
     return [ours.index(name) for name in names]
 
 
-def _shuffled(rows: Iterable[Any], seed: int) -> Iterator[Any]:
-    """Rows shuffled through a buffer: each goes out when a random newer one takes its place."""
-    random = np.random.default_rng([seed, 1])
-    buffer: list[Any] = []
-    for row in rows:
-        if len(buffer) < _SHUFFLE_BUFFER:
-            buffer.append(row)
-            continue
-        place = int(random.integers(len(buffer)))
-        yield buffer[place]
-        buffer[place] = row
-    for place in random.permutation(len(buffer)):
-        yield buffer[place]
+def _shuffled(rows: Iterable[Any], seed: int) -> Iterator[tuple[int, Any]]:
+    """Rows of a stream with their positions in it, shuffled through a buffer."""
+
+    def numbered() -> Iterator[tuple[int, dict[str, Any]]]:
+        for position, row in enumerate(rows):
+            yield position, {"position": position, "row": row}
+
+    # Not `from_generator`, which would pickle the whole stream to name a folder of the cache after it.
+    stream = IterableDataset(ExamplesIterable(numbered, {}))
+    shuffled = stream.shuffle(generator=np.random.default_rng([seed, 1]), buffer_size=_SHUFFLE_BUFFER)
+    for example in shuffled:
+        yield example["position"], example["row"]
 
 
 def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -17,7 +17,7 @@ def model_index_entries(results: "RobustnessResults", method: str | None = None)
         method (`str`, *optional*): whose figure is the adapted one; by default `"batch"`, or else the last method.
 
     Returns:
-        One dictionary per condition with `name`, `accuracy_unadapted`, `accuracy_adapted` (fractions, of the `metric`
+        One dictionary per condition with `name`, `score_unadapted`, `score_adapted` (fractions, of the `metric`
         `"accuracy"` or `"mean_iou"`), `method`, `num_images` and the `dataset` and `split` that were given.
 
     Raises:
@@ -35,8 +35,8 @@ def model_index_entries(results: "RobustnessResults", method: str | None = None)
         {
             "name": score["name"],
             "metric": metric,
-            "accuracy_unadapted": score["methods"][UNADAPTED][metric],
-            "accuracy_adapted": score["methods"][method][metric],
+            "score_unadapted": score["methods"][UNADAPTED][metric],
+            "score_adapted": score["methods"][method][metric],
             "method": method,
             "num_images": score["num_images"],
             "dataset": results.settings["dataset"],

@@ -61,7 +61,7 @@ class Outcomes:
 
     @classmethod
     def concatenate(cls, parts: "list[Outcomes]") -> "Outcomes":
-        """One after the other."""
+        """Joins outcomes one after the other."""
         arrays = [part.to_arrays() for part in parts]
         return cls.from_arrays({name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]})
 
@@ -89,14 +89,14 @@ class Collector:
         self._running: dict[str, list[int]] = {}
 
     def add_images(self, index: np.ndarray, condition: np.ndarray, label: Tensor, distance: Tensor) -> None:
-        """Notes a batch of B images: arrays and a distance of shape (B,), and their labels."""
+        """Adds a batch of B images: arrays and a distance of shape (B,), and their labels."""
         # A distance that is not a number says that the model is as unsure as can be.
         distances = distance.float().nan_to_num(nan=float("inf")).cpu().numpy()
         truth = self.kind.truth(label.cpu(), self.num_labels, self.ignore_index)
         self.images.append({"index": index, "condition": condition, "label": truth, "distance": distances})
 
     def add_answers(self, method: str, index: np.ndarray, logits: Tensor, label: Tensor, adapted: Tensor) -> None:
-        """Notes a method's answers to B images: logits of shape (B, num_labels, ...), labels, adapted or not (B,)."""
+        """Adds a method's answers to B images: logits of shape (B, num_labels, ...), labels, adapted or not (B,)."""
         # In double precision, so that sums do not depend on how they are formed.
         logits, label = logits.detach().cpu().double(), label.cpu()
         answers = {**self.kind.of(logits, label, self.ignore_index), "adapted": adapted.cpu().numpy()}
@@ -111,7 +111,7 @@ class Collector:
         return {method: right / seen for method, (right, seen) in self._running.items() if seen}
 
     def to_parts(self) -> dict[str, Any]:
-        """Everything collected, to send to the other processes."""
+        """Returns everything collected, to send to the other processes."""
         return {"images": self.images, "answers": self.answers}
 
     @staticmethod

@@ -48,7 +48,7 @@ def save_plots(results: RobustnessResults, folder: str | os.PathLike) -> list[st
         folder: made if it is missing.
 
     Returns:
-        The paths of the files: `gains.png`, `severities.png`, `accuracies.png`, `distances.png`, `risk_coverage.png`.
+        The paths of the files: `gains.png`, `severities.png`, `scores.png`, `distances.png`, `risk_coverage.png`.
 
     Raises:
         ImportError: without matplotlib.
@@ -125,8 +125,8 @@ def _severities(results: RobustnessResults, axes: Axes) -> bool:
     return True
 
 
-def _accuracies(results: RobustnessResults, axes: Axes) -> bool:
-    """Boxes: accuracies of each method over all shifted conditions."""
+def _scores(results: RobustnessResults, axes: Axes) -> bool:
+    """Boxes: the headline figure of each method over all shifted conditions."""
     shifted = [score["methods"] for score in results.condition_scores if not score["is_clean"]]
     if not shifted:
         return False
@@ -203,7 +203,7 @@ def _risk_coverage(results: RobustnessResults, axes: Axes) -> bool:
 _PLOTS: tuple[tuple[str, tuple[float, float], Callable[[Any, Any], bool]], ...] = (
     ("gains", (8, 6), _gains),
     ("severities", (6, 4), _severities),
-    ("accuracies", (7, 4), _accuracies),
+    ("scores", (7, 4), _scores),
     ("distances", (7, 4), _distances),
     ("risk_coverage", (6, 4), _risk_coverage),
 )

@@ -52,16 +52,20 @@ _ALEXNET_ERRORS = {
 }
 
 
-def read_reference(reference: Any, conditions: Sequence[Condition], loaded: Sequence[LoadedModel]) -> Reference | None:
+def read_reference(
+    reference: Any, conditions: Sequence[Condition], loaded: Sequence[LoadedModel], metric: str = "accuracy"
+) -> Reference | None:
     """Name and error rates of a reference model, checked before anything is run.
 
     Args:
         reference: [`RobustnessResults`], a `results.json` (path or content), `"alexnet"`, or `None`.
         conditions: those of the evaluation.
         loaded: its models.
+        metric: its headline figure.
 
     Raises:
-        ValueError: if the reference lacks a condition, or is AlexNet where its published errors say nothing.
+        ValueError: if the reference lacks a condition or is measured by another figure, or is AlexNet where its
+            published errors say nothing.
     """
     if reference is None:
         return None
@@ -70,6 +74,11 @@ def read_reference(reference: Any, conditions: Sequence[Condition], loaded: Sequ
     content = reference.to_dict() if isinstance(reference, RobustnessResults) else reference
     if not isinstance(content, Mapping):
         content = read_results(content)
+    if content["metric"] != metric:
+        raise ValueError(
+            f"the reference was measured by {content['metric']}, and these models are by {metric}; pass the results "
+            "of a model of the same task"
+        )
     errors, clean_error = reference_errors_of(content)
     wanted: dict[str, dict[int, float]] = {}
     for condition in conditions:

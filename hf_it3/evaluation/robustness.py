@@ -207,7 +207,7 @@ def evaluate_robustness(
         kind=kind,
         **_applicable(loaded, by_model),
         gates=[_gate(one) for one in loaded for _ in seeds],
-        reference=read_reference(reference, conditions, loaded),
+        reference=read_reference(reference, conditions, loaded, kind.metric),
     )
     folder = tracker = None
     if output_dir is not None:
@@ -303,7 +303,7 @@ def _applicable(loaded: list[LoadedModel], by_model: list[list[Method]]) -> dict
 
 
 def _plan(results: RobustnessResults) -> str:
-    """How much there is to do, in one line."""
+    """Describes the amount of work in one line."""
     settings, conditions = results.settings, results.conditions
     runs = f", {len(results.runs)} times (models and seeds)" if len(results.runs) > 1 else ""
     sizes = [size for size in settings["dataset_sizes"] if size is not None]

@@ -164,7 +164,7 @@ class Runner:
         return logits, self.distance(y1, y0)
 
     def reset_streams(self) -> None:
-        """Streams start again from the model's own weights."""
+        """Resets the streams to the model's own weights."""
         for adapter in self._streams().values():
             adapter.reset()
 

@@ -21,7 +21,7 @@ RunOutcomes = dict[int, Outcomes]
 
 
 def distance_scores(outcomes: Outcomes, clean: Outcomes | None) -> dict[str, float]:
-    """What the idempotence distance of the unadapted model tells: errors, and shift against the clean images."""
+    """How well the unadapted model's idempotence distance tells errors, and shifted images from clean ones."""
     right = outcomes.correct(UNADAPTED)
     scores = {
         "mean_distance": float(outcomes.distance.mean(dtype=np.float64)),
@@ -120,10 +120,10 @@ def overall_scores(
         summary: dict[str, Any] = {
             f"mean_{metric}": float(np.mean([score["methods"][method][metric] for score in mine])),
         }
-        errors = _errors(mine, method)
+        errors = _errors(mine, method, metric)
         summary["mean_error"] = mean_corruption_error(errors)
         if reference is not None:
-            clean_error = _clean_error(scores, method)
+            clean_error = _clean_error(scores, method, metric)
             ratio = mean_corruption_error(errors, reference.errors)
             if is_partial or not is_benchmark(conditions):
                 summary["mean_error_ratio"] = ratio
@@ -144,23 +144,25 @@ def overall_scores(
     return overall
 
 
-def _errors(scores: Sequence[dict[str, Any]], method: str) -> dict[str, dict[int, float]]:
+def _errors(scores: Sequence[dict[str, Any]], method: str, metric: str) -> dict[str, dict[int, float]]:
+    """One minus the headline figure, by corruption and severity: of accuracy, the error rate."""
     errors: dict[str, dict[int, float]] = {}
     for score in scores:
         group = Condition(score["corruption"], None, score["subset"]).name
-        errors.setdefault(group, {})[score["severity"] or 1] = score["methods"][method]["error_rate"]
+        errors.setdefault(group, {})[score["severity"] or 1] = 1 - score["methods"][method][metric]
     return errors
 
 
-def _clean_error(scores: Sequence[Mapping[str, Any]], method: str) -> float | None:
-    """The error rate on uncorrupted images, the mean over data sets; `None` where there are none."""
+def _clean_error(scores: Sequence[Mapping[str, Any]], method: str, metric: str) -> float | None:
+    """The error on uncorrupted images, the mean over data sets; `None` where there are none."""
     errors = [
-        score["methods"][method]["error_rate"] for score in scores if score["is_clean"] and method in score["methods"]
+        1 - score["methods"][method][metric] for score in scores if score["is_clean"] and method in score["methods"]
     ]
     return float(np.mean(errors)) if errors else None
 
 
 def reference_errors_of(results: Mapping[str, Any]) -> tuple[dict[str, dict[int, float]], float | None]:
-    """Error rates of the unadapted model in a `results.json`, by corruption and severity, and on clean images."""
-    errors = _errors([score for score in results["conditions"] if not score["is_clean"]], UNADAPTED)
-    return errors, _clean_error(results["conditions"], UNADAPTED)
+    """Errors of the unadapted model in a `results.json`, by corruption and severity, and on clean images."""
+    scores, metric = results["conditions"], results["metric"]
+    errors = _errors([score for score in scores if not score["is_clean"]], UNADAPTED, metric)
+    return errors, _clean_error(scores, UNADAPTED, metric)

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: written piece by piece, so that it is valid at any time and can be gone on from."""
+"""The folder of an evaluation: written piece by piece, so that it is valid at any time and can be resumed."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ _OUTCOMES_FOLDER = "outcomes"
 
 
 class ResultsFolder:
-    """Where an evaluation writes, and what it finds there when it goes on.
+    """The folder that an evaluation writes to, and resumes from.
 
     It holds `results.json`, `results.csv`, and in `outcomes/run-R/pass-P.npz` a few numbers for each image. Every file
     is written under another name first, so an interruption leaves the old one or the new one.

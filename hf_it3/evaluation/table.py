@@ -1,4 +1,4 @@
-"""The table in the terminal."""
+"""Tables in the terminal."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 def format_results(results: "RobustnessResults") -> str:
     """The table of means, a table for each run where there are several, and what follows from them."""
-    parts = [_headline(results), _accuracies(results, results.condition_scores)]
+    parts = [_headline(results), _scores(results, results.condition_scores)]
     if len(results.runs) > 1:
         for run, outcomes in zip(results.runs, results.outcomes, strict=False):
             if outcomes:
                 title = f"{run['model']}, seed {run['seed']}:"
-                parts += [title, _accuracies(results, results.scores_of([outcomes]))]
+                parts += [title, _scores(results, results.scores_of([outcomes]))]
     parts += [f"{method}: n/a: {reason}" for method, reason in results.not_applicable.items()]
     reasons: dict[str, list[str]] = {}
     for name, reason in results.left_out.items():
@@ -44,7 +44,7 @@ def _headline(results: "RobustnessResults") -> str:
     )
 
 
-def _accuracies(results: "RobustnessResults", scores: Sequence[dict[str, Any]]) -> str:
+def _scores(results: "RobustnessResults", scores: Sequence[dict[str, Any]]) -> str:
     """A row per corruption (mean over severities) and a column per method, and two for the idempotence distance."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for score in scores:
@@ -57,7 +57,7 @@ def _accuracies(results: "RobustnessResults", scores: Sequence[dict[str, Any]]) 
     shifted = [score for score in scores if not score["is_clean"]]
     if shifted:
         rows.append(["mean of shifted", *(_mean(results, shifted, method) for method in columns), *_aurocs(shifted)])
-    return _ruled(rows)
+    return "\n".join(ruled(rows, numbers=True))
 
 
 def short_names(names: list[str]) -> dict[str, str]:
@@ -80,11 +80,11 @@ def _aurocs(scores: Sequence[dict[str, Any]]) -> list[str]:
     return cells
 
 
-def _ruled(rows: list[list[str]]) -> str:
-    """A table with a rule below its head."""
-    lines = aligned(rows, numbers=True)
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join(lines)
+def ruled(rows: Sequence[Sequence[str]], numbers: bool = False, head: int = 1) -> list[str]:
+    """Lines of a table, with a rule below its first `head` rows; see [`~hf_it3.utils.aligned`]."""
+    lines = aligned(rows, numbers)
+    lines.insert(head, "-" * max(map(len, lines)))
+    return lines
 
 
 def _conclusions(results: "RobustnessResults") -> list[str]:

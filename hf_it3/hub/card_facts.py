@@ -1,4 +1,4 @@
-"""Collects what a model card says of a model, of its training, and of the packages around it."""
+"""Collects what a model card says about a model, its training, and the packages around it."""
 
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def model_facts(model: Any) -> dict[str, Any]:
 
 
 def _module_facts(backbone: Any) -> dict[str, Any] | None:
-    """How a plain module is imported and built, in Python; `None` for other backbones, and for what is no name."""
+    """How a plain module is imported and built, in Python; `None` for other backbones and invalid names."""
     if not isinstance(backbone, ModuleConfig) or backbone.backbone_class is None:
         return None
     module, _, name = backbone.backbone_class.rpartition(".")

@@ -1,4 +1,4 @@
-"""Measured accuracies, as a model card shows them and as its metadata lists them."""
+"""Measured scores, as a model card shows them and as its metadata lists them."""
 
 import statistics
 from collections.abc import Sequence
@@ -15,38 +15,38 @@ METRICS = {"accuracy": "accuracy", "mean_iou": "mean IoU"}
 
 
 def title(metric: str) -> str:
-    """A metric as a sentence begins with it."""
+    """The name of a metric, capitalised to begin a sentence."""
     return METRICS[metric][0].upper() + METRICS[metric][1:]
 
 
 @dataclass
 class ConditionResult:
-    """The measured accuracy, or another score, under one condition, clean or corrupted.
+    """The accuracy, or mean IoU, that was measured under one condition, clean or corrupted.
 
     Args:
         name (`str`): the condition, for example `"noise 2"`.
-        accuracy_unadapted (`float`), accuracy_adapted (`float`): fractions; means over the training seeds, if several.
-            `None` if the adapted accuracy was not measured.
-        unadapted_per_seed (`list[float]`), adapted_per_seed (`list[float]`): the accuracies behind those means.
+        score_unadapted (`float`), score_adapted (`float`): fractions of the `metric`; means over the training seeds,
+            if several. `score_adapted` is `None` where it was not measured.
+        unadapted_per_seed (`list[float]`), adapted_per_seed (`list[float]`): the scores behind those means.
         num_images (`int`, *optional*), split (`str`, *optional*): images per seed, and where they are from.
-        accuracy_base (`float`, *optional*): of the model that this one was adapted from, without adaptation.
+        score_base (`float`, *optional*): of the model that this one was adapted from, without adaptation.
         metric (`str`): what was measured, `"accuracy"` or `"mean_iou"`.
         milliseconds_unadapted (`float`, *optional*), milliseconds_adapted (`float`, *optional*): time per image.
 
     Raises:
-        ValueError: if an accuracy is not a fraction between 0 and 1, or the metric is another.
+        ValueError: if a score is not a fraction between 0 and 1, or the metric is another.
     """
 
     name: str
-    accuracy_unadapted: float
-    accuracy_adapted: float | None
+    score_unadapted: float
+    score_adapted: float | None
     unadapted_per_seed: Sequence[float] = ()
     adapted_per_seed: Sequence[float] = ()
     num_images: int | None = None
     split: str | None = None
     milliseconds_unadapted: float | None = None
     milliseconds_adapted: float | None = None
-    accuracy_base: float | None = None
+    score_base: float | None = None
     metric: str = "accuracy"
 
     def __post_init__(self) -> None:
@@ -54,9 +54,9 @@ class ConditionResult:
             raise ValueError(
                 f"metric={self.metric!r} of condition {self.name!r} must be one of {', '.join(map(repr, METRICS))}"
             )
-        for field in ("accuracy_unadapted", "accuracy_adapted", "accuracy_base"):
+        for field in ("score_unadapted", "score_adapted", "score_base"):
             value = getattr(self, field)
-            if value is None and field != "accuracy_unadapted":
+            if value is None and field != "score_unadapted":
                 continue
             if not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise ValueError(f"{field} of condition {self.name!r} must be a fraction from 0 to 1, got {value!r}")
@@ -67,7 +67,7 @@ class ConditionResult:
         if isinstance(result, cls):
             return result
         values = asdict(result) if is_dataclass(result) and not isinstance(result, type) else dict(result)
-        if missing := [name for name in ("name", "accuracy_unadapted", "accuracy_adapted") if name not in values]:
+        if missing := [name for name in ("name", "score_unadapted", "score_adapted") if name not in values]:
             raise ValueError(f"the result of a condition lacks {', '.join(missing)}; it has {', '.join(values)}")
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
@@ -96,7 +96,7 @@ def eval_results(
             metric_value=round(value, 4),
         )
         for result in results
-        for how, value in (("unadapted", result.accuracy_unadapted), ("adapted", result.accuracy_adapted))
+        for how, value in (("unadapted", result.score_unadapted), ("adapted", result.score_adapted))
         if value is not None
     ]
 
@@ -106,7 +106,7 @@ def result_facts(results: Sequence[ConditionResult]) -> dict[str, Any]:
     return {
         "rows": [_row(result) for result in results],
         "metric": title(results[0].metric) if results else None,
-        "has_base": any(result.accuracy_base is not None for result in results),
+        "has_base": any(result.score_base is not None for result in results),
         "num_images": next((f"{result.num_images:,}" for result in results if result.num_images), None),
         "seeds": max((len(result.adapted_per_seed) for result in results), default=1),
         "cost": _cost(results),
@@ -115,13 +115,13 @@ def result_facts(results: Sequence[ConditionResult]) -> dict[str, Any]:
 
 def _row(result: ConditionResult) -> dict[str, str]:
     gain, adapted = "", "not measured"
-    if result.accuracy_adapted is not None:
-        gain = f"{100 * (result.accuracy_adapted - result.accuracy_unadapted):+.1f}"
-        adapted = _percent(result.accuracy_adapted, result.adapted_per_seed)
+    if result.score_adapted is not None:
+        gain = f"{100 * (result.score_adapted - result.score_unadapted):+.1f}"
+        adapted = _percent(result.score_adapted, result.adapted_per_seed)
     return {
         "name": result.name,
-        "base": "not measured" if result.accuracy_base is None else _percent(result.accuracy_base, ()),
-        "unadapted": _percent(result.accuracy_unadapted, result.unadapted_per_seed),
+        "base": "not measured" if result.score_base is None else _percent(result.score_base, ()),
+        "unadapted": _percent(result.score_unadapted, result.unadapted_per_seed),
         "adapted": adapted,
         "gain": gain,
     }

@@ -1,4 +1,4 @@
-"""Puts values into model cards: whatever they hold, they stay text on one line, in Markdown, HTML and YAML alike."""
+"""Puts values into model cards: whatever they contain stays text on one line, in Markdown, HTML and YAML alike."""
 
 import html
 import json

@@ -251,7 +251,7 @@ class AdaptingPipeline(Pipeline):
         return {**answers, "loss_history": history, "image_size": model_inputs["image_size"]}
 
     def _plain_logits(self, pixel_values: Tensor) -> Tensor:
-        """Of the unadapted model in eval mode, without a change to the modes or buffers of a model in training."""
+        """Logits of the unadapted model in eval mode; modes and buffers of a model in training stay as they are."""
         if not any(module.training for module in self.model.modules()):
             return self.model(pixel_values, return_dict=True).logits
         with self._adapters_lock:
@@ -299,7 +299,7 @@ class AdaptingPipeline(Pipeline):
     def _shift_of(
         self, model_outputs: dict[str, Tensor], return_idempotence: bool, return_loss_history: bool
     ) -> dict[str, Any]:
-        """What each answer for an image says about its adaptation, as asked for."""
+        """The fields about adaptation that were asked for, which each answer for an image gets."""
         shift: dict[str, Any] = {}
         if return_idempotence and "idempotence" in model_outputs:
             shift["idempotence"] = model_outputs["idempotence"][0].item()
@@ -337,7 +337,7 @@ def _image_of(item: Any) -> Any:
 def _describe(image: Any) -> str:
     if isinstance(image, (str, os.PathLike)):
         text = os.fspath(image)
-        # The end of a path names the file; a base64 string is told by its beginning.
+        # The end of a path names the file; a base64 string is recognised by its beginning.
         return repr(text if len(text) <= 80 else f"{text[:20]}...{text[-57:]}")
     if isinstance(image, (np.ndarray, Tensor)):
         return f"{type(image).__name__} of shape {tuple(image.shape)}"

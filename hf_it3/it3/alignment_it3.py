@@ -130,12 +130,12 @@ class FeatureStatistics(nn.ModuleDict):
         return any(one.is_measured for one in values)
 
     def forget(self) -> None:
-        """Back to nothing measured."""
+        """Discards what was measured."""
         for statistics in self.values():
             statistics.forget()  # type: ignore[operator]
 
     def measure(self, parts: Iterable[Sums]) -> None:
-        """Takes over what [`collected_statistics`] collected, in parts, from plain passes and signal passes."""
+        """Stores what [`collected_statistics`] collected, in parts, from plain passes and signal passes."""
         totals: Sums = {}
         for sums in parts:
             for key, new in sums.items():

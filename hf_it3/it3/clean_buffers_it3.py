@@ -15,19 +15,19 @@ class CleanBuffers(nn.Module):
     """
 
     def add(self, **shapes: tuple[int, ...]) -> None:
-        """Makes buffers of these names and shapes."""
+        """Registers buffers of these names and shapes."""
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
 
     @torch.no_grad()
     def store(self, **values: Tensor) -> None:
-        """Takes over measured values."""
+        """Stores measured values."""
         for name, value in values.items():
             self.get_buffer(name).copy_(value)
 
     @torch.no_grad()
     def forget(self) -> None:
-        """Back to nothing measured."""
+        """Discards what was measured."""
         for buffer in self.buffers(recurse=False):
             buffer.zero_()
 

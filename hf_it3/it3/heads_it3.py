@@ -1,4 +1,4 @@
-"""What models that end in class logits, of images or of pixels, are called in transformers, and where to find them."""
+"""Recognises models that end in class logits, of images or of pixels, and finds the classes that build them."""
 
 import dataclasses
 import inspect
@@ -28,7 +28,7 @@ from .modeling_cnn_it3 import IT3CNNForImageClassification
 
 @dataclass(frozen=True)
 class Head:
-    """How models that end in the answers of a task are told and found.
+    """How to recognise and find models that end in the answers of a task.
 
     Args:
         purpose (`str`): the task, in words.
@@ -68,11 +68,11 @@ HEADS = {
 
 
 def has_head(model_class: Any, task: str) -> bool:
-    """Whether models of a class end in the answers of the task, told without running one.
+    """Whether models of a class end in the answers of the task, judged without running one.
 
-    Classes of transformers are told by their names. Others are told by their names too, by the Auto class that they
-    are registered with, or by the output that `forward` is annotated with; one that nothing tells of is taken to end
-    in answers, unless it is called a `...Model` or `...Backbone`.
+    Classes of transformers are recognised by their names. Others are recognised by their names too, by the Auto class
+    that they are registered with, or by the output that `forward` is annotated with; one that none of these tells of
+    is taken to end in answers, unless it is called a `...Model` or `...Backbone`.
     """
     head = HEADS[task]
     name = model_class.__name__

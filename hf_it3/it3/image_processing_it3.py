@@ -26,8 +26,8 @@ class IT3ImageProcessor(PilBackend):
     The stock processors leave the number of channels as it is, and the stock pipeline turns every image to RGB first,
     so models for grey images need one that turns them back. Images of any PIL mode are accepted: transparent ones are
     laid on white, 16-bit ones scaled to 8 bits, rotated ones turned upright as their EXIF data say. Arrays and tensors
-    are told by type and range, unless `do_rescale=False`: truth values, integers from 0 to 255, floats in [0, 1] as
-    torchvision's `ToTensor` makes them, and floats up to 255.
+    are recognised by type and range, unless `do_rescale=False`: truth values, integers from 0 to 255, floats in [0, 1]
+    as torchvision's `ToTensor` makes them, and floats up to 255.
 
     Args:
         num_channels (`int`, defaults to 3): 1 or 3.
@@ -70,7 +70,7 @@ class IT3ImageProcessor(PilBackend):
     def _standardize_kwargs(  # type: ignore[override] # the rest goes through
         self, num_channels: int | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Of the constructor as of a call: checks the number of channels and fits mean and deviation to it."""
+        """Checks the number of channels and fits mean and deviation to it, in the constructor and in a call."""
         channels = self.num_channels if num_channels is None else num_channels
         if channels not in (1, 3):
             raise ValueError(f"IT3ImageProcessor.num_channels must be 1 or 3, got {channels!r}")
@@ -132,7 +132,7 @@ _DARKEST = 16
 
 
 def to_bytes(array: np.ndarray) -> np.ndarray:
-    """The values of an image array as bytes, told by type and range.
+    """Converts the values of an image array to bytes, by their type and range.
 
     Truth values are black and white, integers go from 0 to 255, floats from 0 to 1 or, where one exceeds 16, from 0 to
     255. What computing leaves beyond the ends, up to a thousandth of the range, is cut off.

@@ -1,6 +1,5 @@
 """How the label signal reaches a backbone: one permanent hook that reads what the current forward pass injects."""
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from transformers.utils.output_capturing import CompileableContextVar
 
 @dataclass
 class ForwardPass:
-    """What one pass through the backbone injects.
+    """Describes what one pass through the backbone injects.
 
     Args:
         embedding (`Tensor` of shape `(B, C)` or `(B, C, h, w)`, *optional*): the embedded label signal, of the image
@@ -41,7 +40,7 @@ def current_pass() -> ForwardPass | None:
 
 
 def statistics_prefix() -> str:
-    """What the names of the statistics of the pass that runs begin with: those of signal passes are their own."""
+    """Prefix of the names of the statistics of the running pass: signal passes have statistics of their own."""
     forward_pass = current_pass()
     return "signal_" if forward_pass is not None and forward_pass.is_signal_pass else ""
 
@@ -181,7 +180,7 @@ class SignalInjection:
 
 
 def drop_hooks(root: nn.Module, kind: type) -> None:
-    """Takes away the hooks of a kind that a module has from an idempotent model which it was part of."""
+    """Removes the hooks of a kind that an idempotent model left on a module."""
     for module in root.modules():
         for key, hook in list(module._forward_hooks.items()):
             if isinstance(hook, kind):
@@ -248,59 +247,6 @@ def token_grid(num_tokens: int, image_size: tuple[int, int]) -> tuple[int, int, 
     )
 
 
-# Names that models of the ecosystem give to the part that turns pixels into the first features.
-_STEM_NAMES = (
-    "conv_stem",
-    "embedder",
-    "embedding",
-    "embeddings",
-    "patch_embed",
-    "patch_embedding",
-    "patch_embeddings",
-    "patch_embeds",
-    "stem",
-)
-
-
-def find_injection_layer(backbone: nn.Module) -> str:
-    """Name of the backbone's stem: the outermost stem-named ancestor of its first convolution, or that convolution.
-
-    Where a BatchNorm follows immediately, it is that BatchNorm. Reads the structure only, nothing runs.
-
-    Raises:
-        ValueError: if the backbone has no 2-d convolution.
-    """
-    name = _find_stem(backbone)
-    return batch_norm_behind(backbone, name) or name
-
-
-def suggest_injection_layer(backbone: nn.Module) -> str | None:
-    """As [`find_injection_layer`], but `None` where there is nothing to suggest."""
-    try:
-        return find_injection_layer(backbone)
-    except ValueError:
-        return None
-
-
-def _find_stem(backbone: nn.Module) -> str:
-    modules = dict(backbone.named_modules())
-    first = next((name for name, module in modules.items() if isinstance(module, nn.Conv2d)), None)
-    if not first:
-        raise ValueError(
-            f"{type(backbone).__name__} has no 2-d convolution to start from; name the layer whose output shall "
-            f"receive the label signal with injection_layer=..., for example {next(reversed(modules))!r}"
-        )
-    parts = first.split(".")
-    for depth in range(1, len(parts) + 1):
-        name = ".".join(parts[:depth])
-        in_stem_list = depth > 1 and parts[depth - 2] in _STEM_NAMES
-        if isinstance(modules[name], nn.ModuleList):
-            continue
-        if parts[depth - 1] in _STEM_NAMES or in_stem_list:
-            return name
-    return first
-
-
 def batch_norm_behind(backbone: nn.Module, name: str) -> str | None:
     """Name of the BatchNorm that the structure shows right behind a layer, or `None`.
 
@@ -318,35 +264,9 @@ def batch_norm_behind(backbone: nn.Module, name: str) -> str | None:
     return None
 
 
-def get_injection_layer(backbone: nn.Module, name: str) -> nn.Module:
-    """The module of that name; a ValueError with the closest names if there is none."""
-    modules = dict(backbone.named_modules())
-    if name and name in modules:
-        return modules[name]
-    candidates = [candidate for candidate in modules if candidate]
-    close = difflib.get_close_matches(name, candidates, n=1)
-    close = close or [candidate for candidate in candidates if candidate.split(".")[-1] == name.split(".")[-1]][:1]
-    hint = f"did you mean {close[0]!r}?" if close else f"its modules are {', '.join(candidates[:12])}, ..."
-    raise ValueError(f"injection_layer={name!r} is not a module of {type(backbone).__name__}; {hint}")
-
-
-def count_channels(layer: nn.Module, name: str) -> int:
-    """Channels of a layer's output, read from the last convolution, linear or normalisation layer inside it.
-
-    Raises:
-        ValueError: if there is no such layer inside.
-    """
-    channels = last_channels(layer)
-    if channels is None:
-        raise ValueError(
-            f"injection_layer={name!r} ({type(layer).__name__}) holds no convolution, linear or normalisation layer "
-            "to read its channels from; set injection_channels, or choose another layer"
-        )
-    return channels
-
-
 def last_channels(layer: nn.Module) -> int | None:
-    """As [`count_channels`], but `None` where nothing tells."""
+    """Channels of a layer's output, read from the last convolution, linear or normalisation layer inside it; `None`
+    where there is none."""
     for module in reversed(list(layer.modules())):
         for attribute in ("out_channels", "out_features", "num_features", "normalized_shape", "num_channels"):
             value = getattr(module, attribute, None)

@@ -115,7 +115,7 @@ def _check_kind(name: Any, saved: dict[str, Any], model_class: type) -> None:
 
 
 def _bring_backbone(name: Any, saved: dict[str, Any], kwargs: dict[str, Any]) -> None:
-    """Puts among the arguments the plain module that the weights go into: a copy of the caller's, or a new one."""
+    """Adds to the arguments the plain module that the weights go into: a copy of the caller's, or a new one."""
     described = saved.get("backbone_config")
     if not isinstance(described, dict) or described.get("model_type") != ModuleConfig.model_type:
         return
@@ -131,7 +131,7 @@ def _bring_backbone(name: Any, saved: dict[str, Any], kwargs: dict[str, Any]) ->
 
 
 def of_hub(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that say where and how to download."""
+    """The arguments that say where and how to download."""
     return {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 
 from .adaptation_it3 import TestTimeAdapter
 from .adaptation_output_it3 import AdaptationOutput
@@ -28,25 +28,12 @@ from .clean_buffers_it3 import CleanBuffers
 from .configuration_it3 import CLASSIFICATION, IT3Config
 from .embedders_it3 import LabelEmbedder
 from .hub_it3 import HubModel
-from .injection_it3 import (
-    CheckpointInSamePass,
-    ForwardPass,
-    SignalInjection,
-    batch_norm_behind,
-    count_channels,
-    drop_hooks,
-    find_injection_layer,
-    get_injection_layer,
-    puts_channels_last,
-    running_pass,
-    suggest_injection_layer,
-)
+from .injection_it3 import CheckpointInSamePass, ForwardPass, running_pass
+from .injection_layer_it3 import connect_injection_layer, suggest_injection_layer
 from .modeling_cnn_it3 import init_like_torch
 from .shift_reference_it3 import ShiftReference
 from .task_it3 import Task
 
-
-logger = logging.get_logger(__name__)
 
 __all__ = ["IT3ForImageClassification", "IT3ImageClassifierOutput", "IT3PreTrainedModel", "LabelEmbedder"]
 
@@ -143,7 +130,7 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
         drop_weight_caches(self.backbone)
         # Before the injection layer's own hook: what is injected is not aligned there.
         self.feature_statistics = FeatureStatistics(self.backbone)
-        channels = self._connect_injection_layer()
+        channels = connect_injection_layer(self.backbone, config)
         if embedder is None and config.embedder_class is not None:
             raise ValueError(
                 f"this model was saved with a label embedder of its own ({config.embedder_class}); pass embedder=..., "
@@ -156,35 +143,13 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
         self.shift_reference = ShiftReference(channels, task.num_classes)
         self.post_init()
 
-    def _connect_injection_layer(self) -> int:
-        """Registers the hook that injects the embedded label signal, and returns its channels."""
-        config = self.config
-        if config.injection_layer is None:
-            config.injection_layer = find_injection_layer(self.backbone)
-        name = config.injection_layer
-        layer = get_injection_layer(self.backbone, name)
-        if config.injection_channels is None:
-            config.injection_channels = count_channels(layer, name)
-        if behind := batch_norm_behind(self.backbone, name):
-            logger.warning(
-                f"injection_layer={name!r} lies in front of the BatchNorm {behind!r}, which with batch statistics (in "
-                "training, and with norm_statistics='batch' or 'mixed') erases what a batch's signals have in common; "
-                f"injection_layer={behind!r} lies behind it"
-            )
-        better = suggest_injection_layer(self.backbone)
-        drop_hooks(self.backbone, SignalInjection)  # of a model that the backbone comes out of
-        channels = config.injection_channels
-        injection = SignalInjection(name, config.combine, puts_channels_last(layer), better, channels)
-        layer.register_forward_hook(injection)
-        return config.injection_channels
-
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, CleanBuffers):
             module.forget()  # a checkpoint from before there was one
         init_like_torch(module)
 
     def freeze_classifier(self) -> None:
-        """Leaves to training the label embedder alone, and the statistics of BatchNorm layers in signal passes.
+        """Restricts training to the label embedder, and to the statistics of BatchNorm layers in signal passes.
 
         What the model answers without a label signal stays bit-identical from then on: parameters of the backbone no
         longer require gradients, and in training mode its layers work as in evaluation.
@@ -268,7 +233,7 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Answers for a batch of images.
+        """Answers a batch of images.
 
         Args:
             pixel_values (`Tensor` of shape `(B, C, H, W)`): images as the image processor returns them; floats of

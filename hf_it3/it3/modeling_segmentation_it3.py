@@ -33,7 +33,7 @@ class IT3SemanticSegmenterOutput(ModelOutput):
 
 
 class IT3ForSemanticSegmentation(IT3PreTrainedModel):
-    """An idempotent segmentation model: `f(x)` tells the class of every pixel, `f(x, s)` does given a label signal.
+    """An idempotent segmentation model: `f(x)` classifies every pixel, `f(x, s)` does so given a label signal.
 
     Everything is as in [`IT3ForImageClassification`], with `(B, num_labels, h, w)` in place of `(B, num_labels)`. The
     label signal is embedded place by place and resized to the grid of the injection layer; tokens that stand for no

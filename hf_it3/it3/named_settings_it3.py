@@ -1,4 +1,4 @@
-"""Settings that a caller names act, or are refused, or at least told of: none is ignored silently."""
+"""Checks the settings that a caller names: each one acts, is refused or is warned of; none is ignored silently."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -79,7 +79,7 @@ def take_step(
 
 @torch.no_grad()
 def forget_history(optimizer: torch.optim.Optimizer) -> None:
-    """Makes an optimizer as good as new, in the memory that it already has."""
+    """Resets the state of an optimizer, in the memory that it already has."""
     history = [entry for state in optimizer.state.values() for entry in state.values() if isinstance(entry, Tensor)]
     if history:
         torch._foreach_zero_(history)

@@ -12,7 +12,7 @@ from .task_it3 import Task, resize
 
 
 class IT3SegmentationPipeline(AdaptingPipeline):
-    """Tells the class of every pixel with a model that adapts itself to the images, without labels.
+    """Classifies every pixel with a model that adapts itself to the images, without labels.
 
     Answers as the stock image segmentation pipeline does for semantic segmentation: for an image a list of
     dictionaries, one for each class that is found, with `label`, `mask` (`PIL.Image` of mode `"L"` and of the size of

@@ -86,7 +86,7 @@ class Stream:
         self.reset()
 
     def reset(self) -> None:
-        """Back to the source weights, with nothing remembered."""
+        """Returns to the source weights, and forgets everything else."""
         self.shared.shell.reset()
         if self.shared.anchor_shell is not None:
             self.shared.anchor_shell.reset()
@@ -115,7 +115,7 @@ class Stream:
         return self.window
 
     def run(self, pixel_values: Tensor, first: Passes) -> tuple[Tensor | None, Tensor]:
-        """Takes the stream a batch further; see `SharedAdaptation.run`. No logits if the stream has collapsed."""
+        """Takes the stream one batch further; see `SharedAdaptation.run`. No logits if the stream has collapsed."""
         logits, history = self.shared.continue_from(pixel_values, first, self.optimizer)
         self.num_images += len(pixel_values)
         self.num_steps += len(history)

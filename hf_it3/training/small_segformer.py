@@ -36,7 +36,7 @@ def small_segformer(num_channels: int = 1, image_size: int = 32, **kwargs: Any) 
         "strides": [2, 2, 1, 1],
         "sr_ratios": [4, 2, 1, 1],
         "decoder_hidden_size": 64,
-        # So few layers learn from random weights only where these are not small.
+        # A network of few layers learns from random weights only where these are not small.
         "initializer_range": 0.1,
     }
     return SegformerConfig(**{**defaults, **kwargs})

@@ -247,7 +247,7 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         return output._replace(metrics={**(output.metrics or {}), **metrics})
 
     def _measure_reference_before_adapting(self) -> None:
-        """The gate of an evaluation is that of the model as it is now, and as it would be saved now."""
+        """Measures clean images where needed, so that the gate is that of the model as it would be saved now."""
         is_measured = idempotent_model(self.model).config.reference_distance is not None
         step = self.state.global_step if self.is_in_train else None
         if step == self._reference_step if self.is_in_train else is_measured:
@@ -294,9 +294,11 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         return None, output.logits, inputs.get("labels")
 
     def measure_reference_distance(self, dataset: Any = None) -> dict[str, Any] | None:
-        """Measures clean images for test time: mean and standard deviation of their idempotence distance into the
-        model's config, their first features into `model.shift_reference`, both for the gate, and the statistics that
-        shifted features are aligned with into `model.feature_statistics`.
+        """Measures clean images, and stores in the model what adaptation compares others with.
+
+        The gate needs the mean and standard deviation of their idempotence distance, stored in the model's config, and
+        their first features, in `model.shift_reference`; shifted features are aligned with the statistics in
+        `model.feature_statistics`.
 
         Args:
             dataset (*optional*): by default `reference_dataset`, or else the training images; of each, the first
@@ -322,7 +324,7 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         return self.train_dataset if self.reference_dataset is None else self.reference_dataset
 
     def _look_at(self, model: IdempotentModel, dataset: Any) -> tuple[Observation, list[Sums]]:
-        """What the model sees in every image of a data set, those of the last incomplete batch too."""
+        """Observes every image of a data set, including those of the last incomplete batch."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             batches = self.get_test_dataloader(dataset)

@@ -131,8 +131,8 @@ def _latest_results(log_history: list[dict[str, float]]) -> list[dict[str, Any]]
         {
             "name": "evaluation set",
             "metric": metric,
-            "accuracy_unadapted": latest[f"eval_{metric}"],
-            "accuracy_adapted": latest.get(f"eval_adapted_{metric}"),
+            "score_unadapted": latest[f"eval_{metric}"],
+            "score_adapted": latest.get(f"eval_adapted_{metric}"),
         }
         for metric in load_room("hub.card_results").METRICS
         if f"eval_{metric}" in latest

@@ -50,7 +50,7 @@ def calibrate(
     Two thirds of the images choose, the others compare. The settings with the best mean accuracy over a few synthetic
     corruptions are chosen, among those that lose no more than `max_clean_loss` on clean images; if none of them beats
     doing nothing, that is chosen. They are written, with the gate's clean reference measured anew, if on the images
-    that did not choose they beat the settings and the reference that the model had, by more than a standard error;
+    not used to choose they beat the settings and the reference that the model had, by more than a standard error;
     else nothing changes.
 
     The search is staged, since the full grid would take hours. *Screening*, on a quarter of the images that choose:
@@ -67,7 +67,7 @@ def calibrate(
         image_processor: its image processor; `None` takes that of the checkpoint, or one made for its image size.
         dataset: held-out images with labels: a `datasets.Dataset`, a streamed one, or a sequence of dictionaries.
         scope (*optional*): `"batch"`, `"image"` or `"stream"`; by default the model's own.
-        corruptions (*optional*): suites and names in a list or with commas, see
+        corruptions (*optional*): suites and names, a list or comma-separated, see
             [`~hf_it3.corruptions.list_corruptions`]; by default four fast ones for the model's channels. They are
             listed in the config, so that evaluations can leave them out.
         severity: 1 to 5, of corruptions that have severities.

@@ -13,8 +13,9 @@ from torch import Tensor
 from ...it3.adaptation_config_it3 import AdaptationConfig
 from ...it3.interface_it3 import IdempotentModel
 from ...it3.shift_test_it3 import CleanReference
-from ...utils import aligned, new_figure, write_atomically
+from ...utils import new_figure, write_atomically
 from ..conditions import CLEAN
+from ..table import ruled
 
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Trial:
 
 @dataclass
 class Comparison:
-    """What was chosen beside what the model had, on images that did not choose.
+    """Compares the chosen settings with those that the model had, on images that were not used to choose.
 
     Args:
         without ([`Trial`]): the plain model.
@@ -133,7 +134,7 @@ class CalibrationResult:
         max_clean_loss (`float`): allowed loss on clean images, in points.
         seed (`int`): of corruptions and order.
         reference ([`CleanReference`]): what was measured on clean images.
-        comparison ([`Comparison`]): on images that did not choose; it decides whether anything is written.
+        comparison ([`Comparison`]): on images that were not used to choose; it decides whether anything is written.
     """
 
     own: AdaptationConfig
@@ -173,12 +174,12 @@ class CalibrationResult:
         config.calibration_corruptions = list(self.corruptions)
 
     def verdict(self) -> str:
-        """What was chosen, and what came of it on images that did not choose."""
+        """Says what was chosen, and how it did on images that were not used to choose."""
         tried = len({repr(trial.settings) for trial in self.trials})
         count = self.comparison.chosen.num_images
         pairs = [("the settings that were there", self.comparison.own), ("doing nothing", self.comparison.without)]
         gains = ", ".join(f"{_gain(self.comparison.chosen, other)} over {name}" for name, other in pairs)
-        measured = f"On {count} images that did not choose, mean gain in points with its standard error: {gains}."
+        measured = f"On {count} images not used to choose, mean gain in points with its standard error: {gains}."
         if self.improves:
             found = f"Chosen from {tried} settings: {describe_changes(self.chosen.settings, self.own)}."
         else:
@@ -190,14 +191,14 @@ class CalibrationResult:
         return f"{found} {measured}{off} Other corruptions may gain less: measure them."
 
     def table(self) -> str:
-        """Accuracy in percent on images that did not choose, every setting that was tried, and the verdict."""
+        """Accuracy in percent on images not used to choose, every setting that was tried, and the verdict."""
         trials = self._compared.values()
         rows = [["", *self._compared]]
         rows += [[name, *(_percent(trial.accuracy[name]) for trial in trials)] for name in self.baseline.correct]
         rows.append(["mean of corruptions", *(_percent(trial.mean_accuracy) for trial in trials)])
         settings = self.chosen.settings
         head = (
-            f"Accuracy in percent, {self.comparison.chosen.num_images} held-out images that did not choose, scope "
+            f"Accuracy in percent, {self.comparison.chosen.num_images} held-out images not used to choose, scope "
             f"{settings.scope}, batches of {settings.batch_size}, severity {self.severity}"
         )
         grid = [["stage", "images", "clean", "corrupted", "settings"]]
@@ -208,7 +209,7 @@ class CalibrationResult:
                 [trial.stage, str(trial.num_images), clean, mean.strip(), describe_changes(trial.settings, self.own)]
             )
         tried = f"Tried on {self.baseline.num_images} others"
-        return "\n".join([head, *_ruled(rows), "", tried, *_ruled(grid), "", self.verdict()])
+        return "\n".join([head, *ruled(rows), "", tried, *ruled(grid), "", self.verdict()])
 
     def __repr__(self) -> str:
         return self.table()
@@ -240,7 +241,7 @@ class CalibrationResult:
         }
 
     def plot(self) -> "Figure":
-        """Bars of accuracy under each condition, on images that did not choose: without, as it was, as chosen.
+        """Draws bars of accuracy under each condition, on images not used to choose: without, as it was, as chosen.
 
         Raises:
             ImportError: if matplotlib is missing.
@@ -297,9 +298,3 @@ def _short(value: Any) -> str:
 
 def _percent(fraction: float) -> str:
     return "" if math.isnan(fraction) else f"{100 * fraction:.1f}"
-
-
-def _ruled(rows: list[list[str]]) -> list[str]:
-    """Lines of a table, with a rule below the first."""
-    lines = aligned(rows)
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

@@ -92,7 +92,7 @@ class Search:
         return finalists
 
     def _ranked(self, screened: list[Trial]) -> list[Trial]:
-        """The model's own settings, then the admissible trials from the best downwards, no two that answer alike."""
+        """The model's own settings, then the admissible trials from the best down; of those that answer alike, one."""
         admissible = [trial for trial in screened if trial.admissible]
         own = [trial for trial in admissible if trial.settings == self.own]
         ranked: list[Trial] = []

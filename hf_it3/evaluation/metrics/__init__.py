@@ -1,7 +1,7 @@
 """Metrics for robustness evaluation: arrays in, plain floats out.
 
-Accuracies, errors and gains are fractions (0.05 is 5 percentage points). [`IT3Metric`] is loaded on first use,
-since importing `evaluate` takes seconds and the functions need numpy alone.
+Accuracies, errors and gains are fractions (0.05 is 5 percentage points). What scikit-learn defines in the same way, it
+computes. [`IT3Metric`] and scikit-learn are imported on first use, since these imports take seconds.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from .classification import (
 from .multi_label import multi_label_metrics
 from .of_task import metrics_of_task
 from .regression import regression_metrics
-from .robustness import AccuracyGain, accuracy_gain, mean_corruption_error, relative_mean_corruption_error
+from .robustness import PairedGain, accuracy_gain, mean_corruption_error, relative_mean_corruption_error
 from .segmentation import (
     confusion_matrix,
     iou_of_counts,
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from .evaluate_metric import IT3Metric
 
 __all__ = [
-    "AccuracyGain",
     "IT3Metric",
+    "PairedGain",
     "RiskCoverage",
     "accuracy",
     "accuracy_gain",

@@ -28,6 +28,8 @@ def accuracy(logits_or_predictions: Any, labels: Any) -> float:
         >>> accuracy([0, 1, 0, 1], [0, 1, 1, 1])
         0.75
     """
+    from sklearn.metrics import accuracy_score
+
     name = "logits_or_predictions"
     if np.ndim(logits_or_predictions) == 2:
         logits = as_logits(logits_or_predictions, name)
@@ -37,7 +39,7 @@ def accuracy(logits_or_predictions: Any, labels: Any) -> float:
     else:
         predictions, labels = as_labels(logits_or_predictions, name), as_labels(labels, "labels")
         check_same_length(predictions, name, labels, "labels")
-    return float((predictions == labels).mean())
+    return float(accuracy_score(labels, predictions))
 
 
 def error_rate(logits_or_predictions: Any, labels: Any) -> float:
@@ -115,6 +117,7 @@ def confidence_calibration_error(confidence: Any, correct: Any, num_bins: int = 
     confidence, correct = as_scores(confidence, "confidence"), as_flags(correct, "correct")
     reject(~((confidence >= 0) & (confidence <= 1 + 1e-6)), confidence, "confidence", "a probability from 0 to 1")
     check_same_length(confidence, "confidence", correct, "correct")
+    # Our own: scikit-learn has no calibration error.
     edges = np.linspace(0.0, 1.0, num_bins + 1)
     bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)
     # |sum of (correct - confidence)| / N is the bin's weight times its gap, so empty bins need no special case.
@@ -123,10 +126,10 @@ def confidence_calibration_error(confidence: Any, correct: Any, num_bins: int = 
 
 
 def negative_log_likelihood(probabilities: Any, labels: Any) -> float:
-    """Mean negative log-likelihood of the labels, in nats (scikit-learn's `log_loss`).
+    """Mean negative log-likelihood of the labels, in nats: scikit-learn's `log_loss`.
 
-    Probabilities below the float64 rounding unit (2.2e-16) count as that, as in scikit-learn, so that one image with
-    probability 0 for its label costs 36 nats and the mean stays finite.
+    Probabilities below the float64 rounding unit (2.2e-16) count as that, so that one image with probability 0 for its
+    label costs 36 nats and the mean stays finite. Rows that rounding left off 1 are divided by their sum.
 
     Args:
         probabilities (array-like, shape (N, num_labels)): Class probabilities; each row sums to 1.
@@ -143,10 +146,12 @@ def negative_log_likelihood(probabilities: Any, labels: Any) -> float:
         >>> round(negative_log_likelihood([[0.5, 0.5], [0.25, 0.75]], [0, 1]), 6)
         0.490415
     """
+    from sklearn.metrics import log_loss
+
     probabilities, labels = _checked(probabilities, labels)
-    likelihood = probabilities[np.arange(len(labels)), labels]
-    # The upper bound is for a rounded 1 + 1e-7, and abs for the sign of -log(1) = -0.0.
-    return float(abs(np.log(np.clip(likelihood, np.finfo(np.float64).eps, 1.0)).mean()))
+    # Divided, because `log_loss` refuses a rounded 1 + 1e-7.
+    normalised = probabilities / probabilities.sum(axis=1, keepdims=True)
+    return float(log_loss(labels, normalised, labels=range(normalised.shape[1])))
 
 
 def brier_score(probabilities: Any, labels: Any) -> float:
@@ -172,6 +177,7 @@ def brier_score(probabilities: Any, labels: Any) -> float:
         0.25
     """
     probabilities, labels = _checked(probabilities, labels)
+    # Our own: `brier_score_loss` takes more than two classes only from scikit-learn 1.7 on.
     difference = probabilities.copy()
     difference[np.arange(len(labels)), labels] -= 1.0
     return float(np.square(difference).sum(axis=1).mean())
@@ -207,6 +213,7 @@ def classification_metrics(eval_prediction: Any) -> dict[str, float]:
     logits = as_logits(logits, "predictions")
     labels = as_labels(eval_prediction.label_ids, "label_ids", num_labels=logits.shape[1])
     check_same_length(logits, "predictions", labels, "label_ids")
+    # Our own: `log_loss` takes probabilities and clips them, which would hide what sure errors cost.
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return {

@@ -135,11 +135,11 @@ def relative_mean_corruption_error(
 
 
 @dataclass(frozen=True)
-class AccuracyGain:
-    """Accuracy after minus accuracy before, on the same images, with a bootstrap interval.
+class PairedGain:
+    """A metric after minus the metric before, on the same images, with a bootstrap interval.
 
     Attributes:
-        gain (`float`): Fraction in [-1, 1]: 0.05 is 5 percentage points more images right.
+        gain (`float`): Fraction in [-1, 1]: of accuracy, 0.05 is 5 percentage points more images right.
         lower (`float`): Lower end of the interval, same unit.
         upper (`float`): Upper end of the interval, same unit.
         confidence (`float`): Confidence of the interval, for instance 0.95.
@@ -161,7 +161,7 @@ def accuracy_gain(
     num_resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> AccuracyGain:
+) -> PairedGain:
     """Accuracy gain on the same images, with a paired bootstrap percentile interval over images.
 
     Resampling images with replacement keeps each image's pair of outcomes together (Efron and Tibshirani, "An
@@ -180,7 +180,7 @@ def accuracy_gain(
         seed (`int`, defaults to 0): Seed of the resampling; equal seeds give equal intervals.
 
     Returns:
-        [`AccuracyGain`]: gain and interval as fractions. If no image changed, the interval is [0, 0].
+        [`PairedGain`]: gain and interval as fractions. If no image changed, the interval is [0, 0].
 
     Raises:
         ValueError: if an input is empty or neither 0 nor 1 somewhere, shapes differ, or an option is out of range.
@@ -205,7 +205,7 @@ def accuracy_gain(
     draws = np.random.default_rng(seed).multinomial(num_images, counts / num_images, size=num_resamples)
     gains = draws @ outcomes / (num_images * num_conditions)
     lower, upper = np.quantile(gains, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return AccuracyGain(
+    return PairedGain(
         gain=float(per_image.sum() / (num_images * num_conditions)),
         lower=float(lower),
         upper=float(upper),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ._checks import check_same_shape
-from .robustness import AccuracyGain
+from .robustness import PairedGain
 
 
 # What `Trainer` fills up with where it joins maps of different sizes.
@@ -92,7 +92,7 @@ def mean_iou_gain(
     num_resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> AccuracyGain:
+) -> PairedGain:
     """Gain in mean IoU on the same images, with a paired bootstrap percentile interval over images.
 
     As [`accuracy_gain`], with the mean IoU of each resample's summed pixels in place of accuracy; the gain is the mean
@@ -108,7 +108,7 @@ def mean_iou_gain(
         seed (`int`, defaults to 0): Seed of the resampling.
 
     Returns:
-        [`AccuracyGain`]: gain and interval as fractions.
+        [`PairedGain`]: gain and interval as fractions.
     """
     gain, gains = 0.0, np.zeros(num_resamples)
     draws: np.ndarray | None = None
@@ -122,7 +122,7 @@ def mean_iou_gain(
             gain += sign * float(iou_of_counts(*(one.sum(0) for one in counts))) / len(labelled)
             gains += sign * iou_of_counts(*(draws @ one for one in counts)) / len(labelled)
     lower, upper = np.quantile(gains, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return AccuracyGain(gain, float(lower), float(upper), confidence, max(map(len, labelled)), num_resamples)
+    return PairedGain(gain, float(lower), float(upper), confidence, max(map(len, labelled)), num_resamples)
 
 
 def pixel_accuracy(confusion: np.ndarray) -> float:

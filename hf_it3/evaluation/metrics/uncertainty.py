@@ -10,8 +10,8 @@ from ._checks import as_flags, as_scores, check_same_length
 def auroc(scores: Any, is_positive: Any) -> float:
     """Area under the ROC curve: the chance that a positive image scores above a negative one, ties counting half.
 
-    Computed from mid-ranks (Mann-Whitney U), equal to scikit-learn's `roc_auc_score`. For error detection the scores
-    are idempotence distances and an image is positive if misclassified; for shift detection, if it is corrupted.
+    scikit-learn's `roc_auc_score`, which infinities are ranked for. For error detection the scores are idempotence
+    distances and an image is positive if misclassified; for shift detection, if it is corrupted.
 
     Args:
         scores (array-like, shape (N,)): Higher means more likely positive; any real unit, infinities included.
@@ -30,17 +30,15 @@ def auroc(scores: Any, is_positive: Any) -> float:
         >>> auroc([0.1, 0.4], [False, False])
         nan
     """
+    from sklearn.metrics import roc_auc_score
+
     scores, is_positive = as_scores(scores, "scores"), as_flags(is_positive, "is_positive")
     check_same_length(scores, "scores", is_positive, "is_positive")
-    num_positive = int(is_positive.sum())
-    num_negative = len(scores) - num_positive
-    if num_positive == 0 or num_negative == 0:
+    if is_positive.all() or not is_positive.any():
         return float("nan")
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    # Twice the mid-rank is an integer, so the only rounding is in the last division.
-    twice_rank = 2 * np.cumsum(counts) - counts + 1
-    twice_u = int(twice_rank[inverse][is_positive].sum()) - num_positive * (num_positive + 1)
-    return twice_u / (2 * num_positive * num_negative)
+    # Only the order counts; ranks have no infinities, which `roc_auc_score` refuses.
+    _, ranks = np.unique(scores, return_inverse=True)
+    return float(roc_auc_score(is_positive, ranks))
 
 
 class RiskCoverage(NamedTuple):
