@@ -222,7 +222,13 @@ def speed(timer: Timer) -> list[dict]:
         model = build().eval()
         engine = torch_ttt_engine(model)
         for batch in batches:
-            add(name, model, torch.randn(batch, *size), engine, adapters_of(model, single_image="batch", parameters="all"))
+            add(
+                name,
+                model,
+                torch.randn(batch, *size),
+                engine,
+                adapters_of(model, single_image="batch", parameters="all"),
+            )
 
     for name, build, size, batch, parameters in (
         ("tutorial CNN, image by image, all parameters", tutorial_cnn, (1, 28, 28), 256, "all"),
