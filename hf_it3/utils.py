@@ -1,10 +1,11 @@
-"""What several rooms share: access to rooms further on, versions, tables, files and figures. Matplotlib is imported
-where it is used."""
+"""What several rooms share: access to rooms further on, notes on errors, versions, tables, files and figures.
+Matplotlib is imported where it is used."""
 
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -21,6 +22,16 @@ def load_room(name: str) -> ModuleType:
     It is loaded when such a method is called, so that training, for example, neither loads nor needs evaluation.
     """
     return importlib.import_module(f"hf_it3.{name}")
+
+
+@contextmanager
+def noting(step: str) -> Iterator[None]:
+    """Notes on whatever stops a step which one it was; of a broken connection, the client's message does not say."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"This happened while {step}.")
+        raise
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str | None]:

@@ -10,14 +10,13 @@ from pathlib import Path
 import hub_fixtures
 import pytest
 import torch
-from hub_fixtures import CLIENT_TRIES, HEAD_TRIES
+from hub_fixtures import HEAD_TRIES
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from hf_it3 import IT3Config, IT3ForImageClassification
-from hf_it3.hub.model_card import write_model_card
 from hf_it3.hub.push import push_directory
 
 
@@ -59,44 +58,6 @@ def pushed(hub, repo_id):
 
 
 class TestInterruptedPush:
-    KINDS = (401, 403, 404, 409, 412, 413, 429, 500, 502, 503, 507, "drop")
-    STAGES = ("create", "branch", "info", "validate_yaml", "preupload", "lfs_batch", "lfs_put", "lfs_verify", "commit")
-    # The client goes on where a repository that exists cannot be created.
-    HARMLESS = (("create", 401), ("create", 403), ("create", 409))
-
-    @pytest.mark.parametrize("stage", [*STAGES, "resolve_head", "resolve_get"])
-    def test_a_failure_at_any_stage_leaves_the_old_state(self, hub, hub_client, directory, repo, stage):
-        write_model_card(directory, IT3ForImageClassification.from_pretrained(directory))
-        edited = TestCards.EDITED.encode()
-        hub_client.upload_file(path_or_fileobj=edited, path_in_repo="README.md", repo_id=repo)
-        before, old = hub.commits(repo), pushed(hub, repo)
-        where = {"revision": "other"} if stage == "branch" else {}
-        for kind in self.KINDS:
-            if (stage, kind) in self.HARMLESS:
-                continue
-            change(directory)
-            local = contents(directory)
-            match = "README.md" if stage.startswith("resolve") else ""
-            times = HEAD_TRIES if match else CLIENT_TRIES
-            with hub.fault(stage, kind, times, match), pytest.raises(Exception) as caught:  # the client's own
-                push_directory(directory, repo, **where)
-            assert "hf_it3" not in type(caught.value).__module__, kind
-            assert not isinstance(caught.value, (KeyError, TypeError, AttributeError)), kind
-            assert hub.commits(repo) == before, kind
-            assert pushed(hub, repo) == old, kind
-            assert hub.read(repo, "README.md") == edited, kind
-            assert contents(directory) == local, kind
-        push_directory(directory, repo)
-        assert pushed(hub, repo) == (local["model.safetensors"], json.loads(local["config.json"])["adaptation"])
-        assert "I wrote this." in hub.read(repo, "README.md").decode()
-
-    @pytest.mark.parametrize(("stage", "kind"), HARMLESS)
-    def test_a_repository_that_exists_need_not_be_created(self, hub, directory, repo, stage, kind):
-        change(directory)
-        with hub.fault(stage, kind, times=CLIENT_TRIES):
-            push_directory(directory, repo)
-        assert pushed(hub, repo)[0] == contents(directory)["model.safetensors"]
-
     def test_a_conflict_without_a_repository_is_an_error(self, hub, hub_client, directory):
         with hub.fault("create", 409), pytest.raises(RepositoryNotFoundError):
             push_directory(directory, hub.name("new"))

@@ -81,7 +81,7 @@ def _in_one_line(error: Exception) -> str:
     """The message alone where it was written for users; otherwise with the error's type, and where to see more."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    message = " ".join(str(error).split())
+    message = " ".join(" ".join([str(error), *getattr(error, "__notes__", ())]).split())
     if isinstance(error, (ValueError, OSError, ImportError, TypeError, HfHubHTTPError)):
         return message
     return f"{type(error).__name__}: {message} (hf-it3 --debug shows the whole traceback)".replace(":  (", " (")

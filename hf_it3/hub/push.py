@@ -21,6 +21,7 @@ from transformers.utils import logging
 from ..it3.config_checks_it3 import check_values
 from ..it3.loading_it3 import DELTA_NAME, is_delta
 from ..it3.remote_code_it3 import write_code
+from ..utils import noting
 from .card_merging import CARD_NAME, is_edited, load_card, merge_cards, rename_card
 from .model_card import write_model_card
 
@@ -96,16 +97,18 @@ def push_directory(
 
     Raises:
         ValueError: if the directory holds no complete model, or one in pickle files, or if the card cannot be read.
-        HfHubHTTPError: the client's own exceptions, for access and connection.
+        HfHubHTTPError: the client's own exceptions, for access and connection, with a note of what they stopped.
     """
     directory = Path(directory)
     files = model_files(directory)
     api = HfApi()
     _check_no_token(files, token)
-    repo_id = _create_repo(api, repo_id, private, token)
+    repo_id = create_repository(repo_id, private, token)
     if revision is not None and not revision.startswith("refs/"):
-        api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
-    before = _model_info(api, repo_id, revision, token)
+        with noting(f"creating the branch {revision!r} of {repo_id}"):
+            api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+    with noting(f"reading what {repo_id} holds"):
+        before = _model_info(api, repo_id, revision, token)
     with tempfile.TemporaryDirectory() as staging:
         contents = {path.name: path for path in files}
         if include_code:
@@ -115,30 +118,37 @@ def push_directory(
             contents[CARD_NAME] = Path(staging, "card.md")
             card.save(contents[CARD_NAME])
         stale = [entry.rfilename for entry in before.siblings or [] if _is_stale(entry.rfilename, contents)]
-        return api.create_commit(
-            repo_id,
-            operations=[
-                *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in contents.items()),
-                *(CommitOperationDelete(path_in_repo=name) for name in stale),
-            ],
-            commit_message=commit_message or "Upload model",
-            commit_description=commit_description,
-            token=token,
-            create_pr=create_pr,
-            revision=revision,
-            # Whoever pushes in between is not overwritten: the commit fails instead.
-            parent_commit=None if create_pr else before.sha,
-        )
+        with noting(f"uploading and committing the files to {repo_id}"):
+            return api.create_commit(
+                repo_id,
+                operations=[
+                    *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in contents.items()),
+                    *(CommitOperationDelete(path_in_repo=name) for name in stale),
+                ],
+                commit_message=commit_message or "Upload model",
+                commit_description=commit_description,
+                token=token,
+                create_pr=create_pr,
+                revision=revision,
+                # Whoever pushes in between is not overwritten: the commit fails instead.
+                parent_commit=None if create_pr else before.sha,
+            )
 
 
-def _create_repo(api: HfApi, repo_id: str, private: bool | None, token: Any) -> str:
-    """Creates the repository if it does not exist, and returns its full name."""
-    try:
-        return api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-    except KeyError:
-        # "409 Conflict" without the repository's address, which the client expects, as servers in between answer.
-        # Whether it exists is seen at once.
-        return repo_id
+def create_repository(repo_id: str, private: bool | None, token: Any) -> str:
+    """Creates a repository if it does not exist, and returns its full name.
+
+    Raises:
+        HfHubHTTPError: the client's own exceptions, with a note.
+    """
+    api = HfApi()
+    with noting(f"creating the repository {repo_id}"):
+        try:
+            return api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        except KeyError:
+            # "409 Conflict" without the repository's address, which the client expects, as servers in between answer.
+            # Whether it exists is seen at once.
+            return repo_id if "/" in repo_id else f"{api.whoami(token=token)['name']}/{repo_id}"
 
 
 def _model_info(api: HfApi, repo_id: str, revision: str | None, token: Any) -> ModelInfo:
@@ -212,9 +222,10 @@ def _card_to_push(
     ours = None if local is None else rename_card(load_card(local), repo_id)
     try:
         # Into a directory of its own: an old card in the cache must not stand in for one that cannot be reached.
-        path = api.hf_hub_download(
-            repo_id, CARD_NAME, revision=revision, token=token, local_dir=staging / "existing card"
-        )
+        with noting(f"reading the {CARD_NAME} of {repo_id}, which must not be lost"):
+            path = api.hf_hub_download(
+                repo_id, CARD_NAME, revision=revision, token=token, local_dir=staging / "existing card"
+            )
     except RemoteEntryNotFoundError:
         return ours
     theirs = load_card(path)

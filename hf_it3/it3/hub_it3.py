@@ -107,7 +107,7 @@ class HubModel(IdempotentModel):
                 `data_description`, `card`: see [`~hf_it3.hub.push.push_model`].
 
         Raises:
-            HfHubHTTPError: the client's own exceptions, for access and connection.
+            HfHubHTTPError: the client's own exceptions, for access and connection, with a note of what they stopped.
         """
         if is_remote_code(self):
             return super().push_to_hub(repo_id, **kwargs)

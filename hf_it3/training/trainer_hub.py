@@ -85,14 +85,14 @@ class PushingTrainer(Trainer):
             The `CommitInfo`, or with `blocking=False` a future of it; `None` on other processes.
 
         Raises:
-            HfHubHTTPError: the client's own exceptions, for access and connection.
+            HfHubHTTPError: the client's own exceptions, for access and connection, with a note of what they stopped.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token if token is not None else self.args.hub_token
         private = self.args.hub_private_repo if private is None else private
         if self.hub_model_id is None and self.is_world_process_zero():
             name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
-            self.hub_model_id = hf_api().create_repo(name, token=token, private=private, exist_ok=True).repo_id
+            self.hub_model_id = load_room("hub.push").create_repository(name, private, token)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
