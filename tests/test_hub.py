@@ -230,6 +230,22 @@ class TestAdaptedModels:
         ):
             assert fact in card
 
+    def test_the_card_says_which_weights_are_there_wherever_they_came_from(self, hub, base, shifted_images):
+        adapted, changed, whole, again = (
+            adapted_from(base, shifted_images),
+            *map(hub.name, ("foggy", "whole", "again")),
+        )
+        adapted.push_to_hub(changed, delta=True)
+        adapted.push_to_hub(whole)
+        IT3ForImageClassification.from_pretrained(changed).push_to_hub(again)
+        cards = [hub.read(repo_id, "README.md").decode() for repo_id in (changed, whole, again)]
+        assert ["| weights in this repository | only those that changed (a delta) |" in card for card in cards] == [
+            True,
+            False,
+            False,
+        ]
+        assert ["| weights in this repository | all |" in card for card in cards] == [False, True, True]
+
     def test_adapt_from_the_shell(self, hub, base, image_folder, tmp_path, capsys):
         repo_id, folder = hub.name("foggy"), tmp_path / "foggy"
         command = ["adapt", base, str(image_folder), "--output_dir", str(folder), "--push", repo_id, "--delta"]

@@ -66,13 +66,14 @@ def default_metric(config: Any) -> str:
     return _TASKS[config.task]["metric"]
 
 
-def model_facts(model: Any) -> dict[str, Any]:
-    """The fields of the card's template that a model, or its configuration alone, fills."""
+def model_facts(model: Any, delta: bool = False) -> dict[str, Any]:
+    """The fields of the card's template that a model, or its configuration alone, fills; `delta` says whether only
+    changed weights lie beside the card."""
     config = getattr(model, "config", model)
     adaptation = config.adaptation if model is config else resolve_defaults(config.adaptation, model)
     adapted = getattr(config, "base_model", None)
     return {
-        "adapted": _adapted_facts(adapted) if adapted else None,
+        "adapted": _adapted_facts(adapted, delta) if adapted else None,
         "task": {**_TASKS[config.task], "model_class": MODELS[config.task].__name__},
         "architecture": getattr(config.backbone_config, "class_name", config.backbone_config.model_type),
         "module": _module_facts(config.backbone_config),
@@ -158,13 +159,13 @@ def _setting(config: Any, adaptation: AdaptationConfig, name: str) -> Any:
     return "by the kind of backbone" if value is None and name in BACKBONE_DEFAULTS["plain"] else value
 
 
-def _adapted_facts(base: dict[str, Any]) -> dict[str, Any]:
+def _adapted_facts(base: dict[str, Any], delta: bool) -> dict[str, Any]:
     name, revision = public_id(base.get("name_or_path")), base.get("revision")
     facts = {key: "not recorded" if base.get(key) is None else base[key] for key in ADAPTED_FIELDS}
     local = Path(base["name_or_path"]).name if base.get("name_or_path") else "a model"
     facts["base"] = Markdown(f"[{name}](https://huggingface.co/{name})") if name else f"{local} (not on the Hub)"
     facts["revision"] = code(revision) if revision else "not recorded"
-    facts["weights"] = "only those that changed (a delta)" if base.get("weights") == "delta" else "all"
+    facts["weights"] = "only those that changed (a delta)" if delta else "all"
     return facts
 
 

@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from ..it3.loading_it3 import DELTA_NAME, is_delta
 from ..it3.plain_module_it3 import ModuleConfig
+from ..utils import noting
 from .card_facts import public_id
 
 
@@ -45,17 +46,18 @@ def save_delta(model: Any, directory: Any) -> Path:
             "whole model"
         )
     own = _own_parts(model)
-    base = type(model).from_pretrained(name, revision=revision, dtype=model.dtype, **own)
-    reference = {"name_or_path": name, "revision": revision}
-    if is_delta(base.config.base_model):
-        reference = base.config.base_model["delta_of"]
-        base = type(model).from_pretrained(**_loading(reference), dtype=model.dtype, **own)
+    with noting(f"loading the base model {name}, which a delta is compared with"):
+        base = type(model).from_pretrained(name, revision=revision, dtype=model.dtype, **own)
+        reference = {"name_or_path": name, "revision": revision}
+        if is_delta(base.config.base_model):
+            reference = base.config.base_model["delta_of"]
+            base = type(model).from_pretrained(**_loading(reference), dtype=model.dtype, **own)
     changed = changed_tensors(model, base)
     if not changed:
         logger.warning(f"No weight differs from {name}: the model was never adapted, the delta is empty.")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = model.config
+    config = copy.deepcopy(model.config)
     config.base_model = {**provenance, "weights": "delta", "delta_of": reference}
     config.architectures = [type(model).__name__]
     config.dtype = str(model.dtype).removeprefix("torch.")

@@ -1,5 +1,6 @@
 """Generates model cards from what was measured, and merges them with what a person wrote."""
 
+import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..it3.loading_it3 import is_delta
 from ..utils import write_atomically
 from .card_facts import base_of, default_metric, hub_task_of, model_facts, public_id, versions_for_card
 from .card_merging import CARD_NAME, load_card, merge_cards, short_name, sign, union
@@ -43,6 +45,7 @@ def write_model_card(directory: Any, model: Any, **kwargs: Any) -> Path:
     if kwargs.get("example"):
         kwargs["example"] = _keep(kwargs["example"], directory)
     kwargs["model_id"] = kwargs.get("model_id") or directory.resolve().name
+    kwargs.setdefault("delta", _holds_delta(directory))
     card = build_model_card(model, **kwargs)
     path = directory / CARD_NAME
     if path.exists():
@@ -68,6 +71,7 @@ def build_model_card(
     comparison: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
     hardware: str | None = None,
+    delta: bool = False,
 ) -> ModelCard:
     """Generates the card of a model.
 
@@ -90,6 +94,7 @@ def build_model_card(
             `rows` (lists of as many `str`); `examples/from_torch_ttt.py --output` writes it.
         versions (`dict`, *optional*): of the packages; by default those installed.
         hardware (`str`, *optional*): what the cost of adaptation was measured on.
+        delta (`bool`): of an adapted model, whether only the weights that changed lie beside the card.
     """
     config = getattr(model, "config", model)
     hub_task = hub_task_of(config)
@@ -122,12 +127,18 @@ def build_model_card(
         training=list((training or {}).items()),
         comparison=comparison,
         versions=list((versions_for_card() if versions is None else versions).items()),
-        **model_facts(model),
+        **model_facts(model, delta),
         **result_facts(results),
     )
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n")
     card.text = sign(text, model_id, card.data.to_dict())
     return card
+
+
+def _holds_delta(directory: Path) -> bool:
+    """Whether a model was saved in a directory as a delta, whatever it was loaded from or saved as elsewhere."""
+    config = directory / "config.json"
+    return config.is_file() and is_delta(json.loads(config.read_text(encoding="utf-8")).get("base_model"))
 
 
 def _text(value: Any) -> str | None:
