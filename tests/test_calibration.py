@@ -336,6 +336,18 @@ def test_the_clean_reference_is_that_of_the_held_out_images(model, processor, di
     assert result.reference_distance["std"] == pytest.approx(distances.std().item(), abs=1e-5)
 
 
+@pytest.mark.usefixtures("accepted")
+def test_the_clean_reference_is_that_of_the_model_in_eval_mode(batch_norm_model, processor, digits, only):
+    only(AdaptationConfig(batch_size=32))
+    rows = digits["test"].select(range(64))
+    result = calibrate(batch_norm_model.train(), processor, rows, **{**OPTIONS, "num_samples": 64})
+    assert batch_norm_model.training
+    images = processor(images=rows["image"][:], return_tensors="pt").pixel_values
+    distances = idempotence_distances(batch_norm_model.eval(), images).double()
+    assert result.reference_distance["num_images"] == 64
+    assert result.reference_distance["mean"] == pytest.approx(distances.mean().item(), abs=1e-5)
+
+
 @pytest.mark.usefixtures("all_choose")
 def test_training_images_can_be_the_clean_reference(model, processor, digits, train_rows, only):
     only(AdaptationConfig(batch_size=32))

@@ -264,6 +264,15 @@ def test_mud_covers_more_of_images_of_any_size_at_each_severity(side):
     assert covered == sorted(covered)
 
 
+@pytest.mark.parametrize("side", [32, 64, 224])
+def test_computed_frost_is_as_strong_as_its_severity_says(side):
+    black, white = (torch.full((1, 3, side, side), value) for value in (0.0, 1.0))
+    for severity in SEVERITIES:
+        parameters = get_corruption("graded/frost").parameters(severity, side, side)
+        assert corrupt(black, "graded/frost", severity).max().item() == pytest.approx(parameters["amount"])
+        assert corrupt(white, "graded/frost", severity).min().item() == pytest.approx(parameters["keep"])
+
+
 def test_colour_stays_where_only_the_value_changes(photographs):
     images = resized(photographs, 64, 1).clamp(0.01, 0.45)
     result = corrupt(images, "imagenet-c/brightness", severity=5)

@@ -59,6 +59,14 @@ def interrupt(monkeypatch):
     return at
 
 
+def test_printed_results_are_the_table(evaluate, capsys):
+    results = evaluate()
+    print(results)
+    printed = capsys.readouterr().out
+    assert printed == results.table() + "\n"
+    assert printed.startswith("Accuracy in percent, 64 images in batches of 24")
+
+
 @pytest.mark.parametrize("order", ["iid", "continual", "mixed"])
 def test_interrupted_and_resumed_equals_uninterrupted(evaluate, interrupt, tmp_path, order):
     options = {"order": order, "seeds": [0, 1]}

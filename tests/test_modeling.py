@@ -25,6 +25,7 @@ from untouched import untouched
 
 from hf_it3 import IT3Config, IT3ForImageClassification, IT3ImageProcessor, LabelEmbedder
 from hf_it3.it3.injection_it3 import SignalInjection
+from hf_it3.it3.task_it3 import Task
 
 
 def tiny(**values) -> IT3Config:
@@ -164,6 +165,16 @@ class TestProblemTypes:
         assert model.config.problem_type == "regression"
         torch.testing.assert_close(output.classification_loss, F.mse_loss(output.logits[:, 0], values).detach())
         assert torch.equal(output.signal_logits, model(pixels, label_signal=values[:, None]).logits)
+
+    def test_numbers_are_fed_back_as_standard_deviations_from_their_mean(self, pixels):
+        model = build(num_labels=1, distance="mse", target_mean=[100.0], target_std=[5.0])
+        values = torch.tensor([90.0, 95.0, 100.0, 105.0, 120.0])
+        standardised = (values[:, None] - 100) / 5
+        expected = model(pixels, label_signal=standardised).logits
+        assert torch.equal(model(pixels, labels=values).signal_logits, expected)
+        task = Task.of(model.config)
+        assert torch.equal(task.predict(values[:, None]), standardised)
+        torch.testing.assert_close(task.logits_of(standardised), values[:, None])
 
     @pytest.mark.parametrize("label", [-1, 3])
     def test_a_label_out_of_range_is_named_with_its_position(self, pixels, label):

@@ -88,6 +88,7 @@ def test_figures_are_those_of_the_plain_computation(model, scenes, processor, re
 
 def test_the_report_names_mean_iou(results, tmp_path, model, scenes, processor):
     assert results.table().startswith("Mean IoU in percent, 10 images")
+    assert repr(results) == str(results) == results.table()
     assert [entry["metric"] for entry in model_index_entries(results, "own")] == ["mean_iou"] * 3
     saved = evaluate(model, scenes, processor, corruptions=NOISE, output_dir=tmp_path, plots=True)
     document = json.loads((tmp_path / "results.json").read_text())
