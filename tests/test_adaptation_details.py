@@ -159,6 +159,14 @@ class TestLimits:
             assert guard.verdict(predictions, predictions, 0.0) is None
         assert (guard.verdict(predictions, predictions, 1.0) is not None) is runs_away
 
+    def test_the_running_mean_and_square_take_in_a_twentieth_of_each_loss(self):
+        guard = CollapseGuard(task_of(None), 8)
+        predictions = torch.eye(4)
+        for loss in [1.0] * 40 + [1.0 + 1e-6]:
+            assert guard.verdict(predictions, predictions, loss) is None
+        assert guard.mean == pytest.approx(1 + 0.05 * 1e-6, abs=1e-9)
+        assert guard.square == pytest.approx(1 + 0.05 * 2e-6, abs=1e-9)
+
 
 def test_the_reference_is_that_of_a_model_in_eval_mode(batch_norm_model, train_rows, tmp_path):
     arguments = IT3TrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, save_strategy="no")
