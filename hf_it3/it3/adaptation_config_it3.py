@@ -59,8 +59,8 @@ class AdaptationConfig:
         prior_count (`int` or `None`): weight of the training statistics in `"mixed"`, in images; in `"shrunk"` of
             batches that seem to be sorted by class. In scopes `"image"` and `"average"` they are mixed with those of
             each image by itself.
-        class_balance (`bool`): scopes `"batch"` and `"stream"`: in `"mixed"` and `"shrunk"` statistics, count images of
-            a class that is predicted more often than among clean images less, and of a rarer one more, so that
+        class_balance (`bool`): scopes `"batch"` and `"stream"`: in `"mixed"` and `"shrunk"` statistics, count images
+            of a class that is predicted more often than among clean images less, and of a rarer one more, so that
             statistics follow the shift and not the mix of classes, see [`ShiftReference`].
         gate (`float` or `None`): adapt only where those who share weights lie this many standard errors from clean
             images, by their mean idempotence distance or by their first features, see [`ShiftTest`]. `None` always

@@ -13,7 +13,7 @@ from .interface_it3 import idempotent_model
 from .objective_it3 import Objective, move_average
 from .optimizers_it3 import forget_history, make_optimizer, take_step
 from .shell_it3 import ModelShell, laid_out_as
-from .steps_it3 import Passes, SharedAdaptation, test_statistics
+from .steps_it3 import Passes, SharedAdaptation, chosen_statistics
 
 
 # Above this many adapted values per image, one image after the other is faster on a CPU.
@@ -128,7 +128,7 @@ class ImageAdaptation:
         views = self._views(images)
         known = first if self.augmentation is None and self.shared.sees_as_first else None
         if self.num_steps == 0:
-            with test_statistics(self.config, per_image=True):
+            with chosen_statistics(self.config, per_image=True):
                 logits, history = self._run_plain(views), _new_history(0, views)
         elif self.vectorize:
             y1 = known.y1[:, None] if known is not None and self.config.anchor == "frozen" else None
@@ -165,7 +165,7 @@ class ImageAdaptation:
 
     def _forward(self, parameters: dict[str, Tensor], views: Tensor, signal: Tensor | None = None) -> Tensor:
         arguments = {"label_signal": signal, "return_dict": False}
-        with test_statistics(self.config, per_image=True):
+        with chosen_statistics(self.config, per_image=True):
             return functional_call(self.shell.module, parameters, (views,), arguments)[0]
 
     def _loss(

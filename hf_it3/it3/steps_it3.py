@@ -55,7 +55,7 @@ class Passes:
         return self.distances.requires_grad
 
 
-def test_statistics(
+def chosen_statistics(
     config: AdaptationConfig, per_image: bool, weights: Tensor | None = None
 ) -> AbstractContextManager:
     """The statistics that the settings ask for: of the batch, weighted or not, or of each image by itself."""
@@ -170,7 +170,7 @@ class SharedAdaptation:
         # The frozen anchor answers the same in every step, so it is asked once.
         frozen_y1 = first.y1.detach() if first is not None and self.sees_as_first else None
         with_diversity = seems_sorted = False
-        with test_statistics(self.config, per_image=self.alone, weights=self._image_weights(answers)):
+        with chosen_statistics(self.config, per_image=self.alone, weights=self._image_weights(answers)):
             for step in range(self.config.num_steps or 0):
                 if step == 0 and first is not None and first.has_graph and self.can_start_from_first:
                     y0, distances = first.y0, first.distances
