@@ -65,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if parsed.show_traceback:
             raise
-        print(f"hf-it3 {parsed.command}: error: {_in_one_line(error)}", file=sys.stderr)
+        message = _in_one_line(error)
+        if "trust_remote_code=True" in message and hasattr(parsed, "trust_remote_code"):
+            message += " (on the command line: --trust_remote_code)"
+        print(f"hf-it3 {parsed.command}: error: {message}", file=sys.stderr)
         return 2
 
 

@@ -13,7 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds options named as the arguments of [`~hf_it3.hub.adapted_model.adapt_to_images`]."""
     parser.add_argument("model", metavar="MODEL", help="Hub name or directory of an idempotent model")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, folders of them, or one data set")
-    add_shared(parser, "revision", "config_name", "order", "seed", "batch_size", "no_gate", split={"default": "test"})
+    add_shared(parser, "revision", "trust_remote_code", "config_name", split={"default": "test"})
+    add_shared(parser, "order", "seed", "batch_size", "no_gate")
     add_shared(parser, output_dir={"help": "where to save the adapted model"})
     parser.add_argument("--push", metavar="user/name", help="where to push the adapted model")
     parser.add_argument("--delta", action="store_true", help="only what adaptation changed; needs a MODEL on the Hub")
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.model,
         arguments.images,
         revision=arguments.revision,
+        trust_remote_code=arguments.trust_remote_code,
         config_name=arguments.config_name,
         split=arguments.split,
         order=arguments.order,

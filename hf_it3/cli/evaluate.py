@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(
         parser,
         "revision",
+        "trust_remote_code",
         "task",
         dataset={
             "required": True,

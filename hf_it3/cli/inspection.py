@@ -12,6 +12,7 @@ from ..it3.batchnorm_it3 import SplitBatchNorm
 from ..it3.configuration_it3 import IT3Config
 from ..it3.injection_it3 import batch_norm_behind, feature_layout, last_channels, puts_channels_last
 from ..it3.modeling_it3 import IT3ForImageClassification
+from ..it3.plain_module_it3 import ModuleConfig, build_module
 from ..it3.shell_it3 import select_parameters
 
 
@@ -72,7 +73,10 @@ def model_to_inspect(name_or_path: str, injection_layer: str | None = None, **hu
         return IT3ForImageClassification.from_backbone(config, **values).eval()
     if injection_layer is not None:
         config.injection_layer, config.injection_channels = injection_layer, None
-    return IT3ForImageClassification(config).eval()
+    plain = None
+    if isinstance(config.backbone_config, ModuleConfig):
+        plain = build_module(config.backbone_config, may_import=bool(hub.get("trust_remote_code")))
+    return IT3ForImageClassification(config, plain).eval()
 
 
 def inspect_model(

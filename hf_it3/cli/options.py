@@ -96,7 +96,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "no_progress": {"action": "store_true", "help": "show no progress bar"},
     "private": {"action": "store_true", "default": None, "help": "make a new repository private"},
     "include_code": {"action": "store_true", "help": "for users who do not have hf_it3 installed"},
-    "trust_remote_code": {"action": "store_true", "help": "allow the model's own code to run"},
+    "trust_remote_code": {"action": "store_true", "help": "allow code that the model brings along to run"},
 }
 
 

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the model, the images, and how to adapt."""
     parser.add_argument("model", metavar="MODEL", help="Hub name or directory of an idempotent model")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, and folders of them")
-    add_shared(parser, "revision", "task", "batch_size", "no_gate", "order", "seed")
+    add_shared(parser, "revision", "trust_remote_code", "task", "batch_size", "no_gate", "order", "seed")
     parser.add_argument("--scope", metavar="SCOPE", help="batch, image or stream (default: the model's own)")
     parser.add_argument("--no_adapt", action="store_true", help="the plain model's answers")
     parser.add_argument("--top_k", type=positive, metavar="N", help="classes of each image (default: 1)")
@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     task = check_task(arguments.task, arguments.model, arguments.revision)
     report: _Classes | _Maps = (_Maps if task.endswith("segmentation") else _Classes)(arguments)
     files = find_images(arguments.images)
-    answer: Any = pipeline(task, model=arguments.model, revision=arguments.revision)  # type: ignore[call-overload] # ours
+    hub = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
+    answer: Any = pipeline(task, model=arguments.model, **hub)  # type: ignore[call-overload] # a task of ours
     settings: dict[str, Any] = {"adapt": not arguments.no_adapt, **report.settings}
     settings |= {"scope": arguments.scope} if arguments.scope else {}
     settings |= {"gate": None} if arguments.no_gate else {}

@@ -173,7 +173,7 @@ def train(
     """
     from transformers import set_seed
 
-    from ..data import first_rows, load_images, select_split
+    from ..data import first_rows, image_processor_for, load_images, select_split
     from ..training.trainer import IT3Trainer
 
     backbone, dataset = _BUNDLED[model_arguments.task]
@@ -197,7 +197,12 @@ def train(
     reference_name = data_arguments.reference_split or ("validation" if "validation" in splits else None)
     reference_split = None if reference_name is None else select_split(splits, reference_name)
     trainer = IT3Trainer(
-        model, arguments, train_dataset=train_split, eval_dataset=eval_split, reference_dataset=reference_split
+        model,
+        arguments,
+        train_dataset=train_split,
+        eval_dataset=eval_split,
+        reference_dataset=reference_split,
+        processing_class=image_processor_for(model.config, model_arguments.trust_remote_code),
     )
     if arguments.do_train:
         result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
@@ -274,8 +279,7 @@ def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3PreT
         return model_class.from_backbone(small_segformer() if segments else IT3CNNConfig(), **values)
     hub: dict[str, Any] = {"revision": arguments.revision, "attn_implementation": arguments.attn_implementation}
     hub = {name: value for name, value in hub.items() if value is not None}
-    if arguments.trust_remote_code:
-        hub["trust_remote_code"] = True
+    hub["trust_remote_code"] = arguments.trust_remote_code
     config = AutoConfig.from_pretrained(arguments.backbone, **hub)
     if isinstance(config, IT3Config):
         # Loading takes these as they are; a new configuration says which of them is wrong.

@@ -295,15 +295,25 @@ class ImageCollator:
         return tensor
 
 
-def image_processor_for(config: IT3Config) -> Any:
-    """The image processor of the wrapped checkpoint, or one made from the backbone's image size and channels."""
+def image_processor_for(config: IT3Config, trust_remote_code: bool = False) -> Any:
+    """The image processor of the wrapped checkpoint, or one made from the backbone's image size and channels.
+
+    Raises:
+        ValueError: for an image processor that is code of the checkpoint's own, without `trust_remote_code=True`.
+    """
     backbone = config.backbone_config
-    for name in (config.name_or_path, backbone.name_or_path):
-        if name:
-            try:
-                return AutoImageProcessor.from_pretrained(name)
-            except (OSError, ValueError):
-                continue  # no processor there
+    for loaded in filter(lambda one: one.name_or_path, (config, backbone)):
+        # Of the same commit as the weights.
+        hub = {"revision": getattr(loaded, "_commit_hash", None), "trust_remote_code": trust_remote_code}
+        try:
+            return AutoImageProcessor.from_pretrained(loaded.name_or_path, **hub)
+        except (OSError, ValueError) as error:
+            if "trust_remote_code" in str(error):
+                raise ValueError(
+                    f"the image processor of {loaded.name_or_path} is code of its own; if you trust it, load it with "
+                    "AutoImageProcessor and trust_remote_code=True, and pass it along"
+                ) from error
+            # There is no processor.
     size = getattr(backbone, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     channels = config.image_channels
