@@ -169,7 +169,9 @@ assert not slow, slow
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["predict", "-h"], ["evaluate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["predict", "-h"], *([name, "--help"] for name in cli.COMMANDS)]
+)
 def test_help_waits_for_no_other_package(arguments):
     subprocess.run([sys.executable, "-c", HELP.format(arguments=arguments)], check=True, capture_output=True)
 

@@ -16,9 +16,10 @@ NETWORK = """
 from torch import nn
 
 
-class {name}(nn.Sequential):
+class OwnNetwork(nn.Sequential):
     def __init__(self, width=4):
-        super().__init__(nn.Conv2d(1, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+        pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+        super().__init__(nn.Conv2d(1, width, 3), nn.ReLU(), *pooled)
 """
 PROCESSOR = """
 from hf_it3 import IT3ImageProcessor
@@ -44,7 +45,7 @@ def modules_apart(tmp_path, monkeypatch):
 
 def save(folder, own_backbone, own_processor):
     """Saves a model, and forgets the code that it is made of."""
-    (folder / "own_network.py").write_text(NETWORK.format(name="OwnNetwork"))
+    (folder / "own_network.py").write_text(NETWORK)
     import own_network
 
     backbone = own_network.OwnNetwork()
