@@ -6,7 +6,7 @@ should mix the classes and folders are sorted by class.
 
 import argparse
 
-from .options import add_shared
+from .options import add_shared, check_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Adapts, saves, pushes, and prints what was done."""
+    from huggingface_hub.utils import validate_repo_id
+
     from ..hub.adapted_model import adapt_to_images, save_adapted
 
     if arguments.output_dir is None and arguments.push is None:
         raise ValueError("say where the adapted model goes: --output_dir DIR, --push user/name, or both")
+    if len(arguments.images) == 1:
+        check_source("image file or data set", arguments.images[0])
+    if arguments.push is not None:
+        validate_repo_id(arguments.push)
     names = ("batch_size", "num_steps", "learning_rate")
     overrides = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.no_gate:
@@ -50,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     counts = model.config.base_model or {}
     print(f"adapted to {counts['num_images']} images in {counts['num_steps']} steps")
-    if not counts["num_steps"]:
+    if not counts["num_steps"] and not arguments.no_gate and arguments.num_steps != 0:
         print("the gate found the images like the training images, so nothing changed; --no_gate adapts anyway")
     if arguments.output_dir is not None:
         path = save_adapted(model, arguments.output_dir, delta=arguments.delta, include_code=arguments.include_code)

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "config_name", split={"help": "held-out images: test[:2000] (default: validation, else test)"})
     parser.add_argument("--reference_split", help="clean images for the gate's reference (default: the held-out ones)")
     add_shared(parser, "image_column", "label_column", "batch_size", num_samples={"default": 2000})
-    parser.add_argument("--scope", metavar="SCOPE", help="batch, image or stream (default: the model's own)")
+    add_shared(parser, "scope")
     add_shared(
         parser, corruptions={"help": "suites and names, comma-separated (default: four for the model's channels)"}
     )

@@ -13,6 +13,7 @@ from ..it3.configuration_it3 import IT3Config
 from ..it3.injection_it3 import batch_norm_behind, feature_layout, last_channels, puts_channels_last
 from ..it3.modeling_it3 import IT3ForImageClassification
 from ..it3.plain_module_it3 import ModuleConfig, build_module
+from ..it3.registration import saved_configuration
 from ..it3.shell_it3 import select_parameters
 
 
@@ -67,6 +68,7 @@ def model_to_inspect(name_or_path: str, injection_layer: str | None = None, **hu
         injection_layer (`str`, *optional*): instead of the model's own.
         hub: arguments of `AutoConfig.from_pretrained`.
     """
+    saved_configuration(name_or_path, **hub)  # which checks the values that AutoConfig takes for granted
     config = AutoConfig.from_pretrained(name_or_path, **hub)
     if not isinstance(config, IT3Config):
         values: dict[str, Any] = {} if injection_layer is None else {"injection_layer": injection_layer}

@@ -62,6 +62,10 @@ def train(
     backbone, dataset = backbone_and_dataset(*given)
     model_arguments = dataclasses.replace(model_arguments, backbone=backbone)
     data_arguments = dataclasses.replace(data_arguments, dataset=dataset)
+    for name in ("max_train_samples", "max_eval_samples"):
+        count = getattr(data_arguments, name)
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="loading the data set"):
         splits = load_images(data_arguments.dataset, data_arguments.config_name, data_arguments.streaming)
@@ -72,9 +76,9 @@ def train(
         train_split = first_rows(select_split(splits, data_arguments.train_split), data_arguments.max_train_samples)
     if arguments.do_eval:
         eval_split = first_rows(select_split(splits, eval_name or "test"), data_arguments.max_eval_samples)
-    for rows in filter(None, (train_split, eval_split)):
-        _check_columns(rows, arguments, model_arguments.task)
-    rows = eval_split if train_split is None else train_split
+    for one in filter(None, (train_split, eval_split)):
+        _check_columns(one, arguments, model_arguments.task)
+    rows: Any = eval_split if train_split is None else train_split
     names = _names_of_classes(model_arguments, data_arguments, rows, arguments.label_column)
     model = _build_model(model_arguments, names)
     reference_name = data_arguments.reference_split or ("validation" if "validation" in splits else None)
@@ -87,6 +91,8 @@ def train(
         reference_dataset=reference_split,
         processing_class=image_processor_for(model.config, model_arguments.trust_remote_code),
     )
+    if hasattr(rows, "__getitem__"):
+        trainer.data_collator([rows[0]])  # so that what no batch can be made of is told before the progress bar
     if arguments.do_train:
         result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
         trainer.save_model()
@@ -105,10 +111,14 @@ def _names_of_classes(
     """The names that were given, or those of the data set; `None` where only the backbone can know them."""
     from ..data import SCENE_CLASSES, class_names
 
+    known = class_names(rows, label_column) if arguments.task != SEGMENTATION else None
+    if arguments.labels is None and known is not None:
+        return known
     if arguments.labels is not None:
-        return [name.strip() for name in arguments.labels.split(",")]
-    if arguments.task != SEGMENTATION:
-        return class_names(rows, label_column)
+        given = [name.strip() for name in arguments.labels.split(",")]
+        if known is not None and len(given) != len(known):
+            raise ValueError(f"--labels names {len(given)} classes, and the data set has {len(known)}")
+        return given
     return list(SCENE_CLASSES) if data.dataset == SCENES else None
 
 
@@ -140,7 +150,7 @@ def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3PreT
 
     from ..it3.configuration_cnn_it3 import IT3CNNConfig
     from ..it3.configuration_it3 import IT3Config
-    from ..it3.registration import MODELS
+    from ..it3.registration import MODELS, saved_configuration
     from ..training.small_segformer import small_segformer
 
     segments = arguments.task == SEGMENTATION
@@ -163,6 +173,7 @@ def _build_model(arguments: ModelArguments, names: list[str] | None) -> "IT3PreT
     hub: dict[str, Any] = {"revision": arguments.revision, "attn_implementation": arguments.attn_implementation}
     hub = {name: value for name, value in hub.items() if value is not None}
     hub["trust_remote_code"] = arguments.trust_remote_code
+    saved_configuration(arguments.backbone, **hub)  # which checks the values that AutoConfig takes for granted
     config = AutoConfig.from_pretrained(arguments.backbone, **hub)
     if isinstance(config, IT3Config):
         # Loading takes these as they are; a new configuration says which of them is wrong.

@@ -67,18 +67,21 @@ def load_images(name_or_path: str, config_name: str | None = None, streaming: bo
     data set, or a folder of images.
 
     Raises:
-        ValueError: if the path exists but holds no data set.
+        ValueError: if the path exists but holds no data set, and for a `config_name` of a data set that has none.
         OSError: if there is no such path, and no such data set on the Hub or no way to it.
     """
     import datasets
 
+    saved = os.path.isdir(name_or_path) and os.path.isfile(os.path.join(name_or_path, "dataset_dict.json"))
+    if config_name is not None and (saved or name_or_path in (DIGITS, SCENES)):
+        raise ValueError(f"the data set {name_or_path} has no configurations, got config_name={config_name!r}")
     if name_or_path == DIGITS:
         return load_digits()
     if name_or_path == SCENES:
         from .scenes import load_digit_scenes
 
         return load_digit_scenes()
-    if os.path.isdir(name_or_path) and os.path.isfile(os.path.join(name_or_path, "dataset_dict.json")):
+    if saved:
         return datasets.load_from_disk(name_or_path)
     try:
         return datasets.load_dataset(name_or_path, config_name, streaming=streaming)
