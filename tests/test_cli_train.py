@@ -11,11 +11,12 @@ import torch
 from families import classifier
 from PIL import Image
 
-from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, IT3TrainingArguments
+from hf_it3 import IT3ForImageClassification, IT3ForSemanticSegmentation, IT3ImageProcessor, IT3TrainingArguments
 from hf_it3.cli import build_parser, main, training
 from hf_it3.cli.inspection import inspect_model
 from hf_it3.cli.train import DataArguments, ModelArguments
 from hf_it3.training.own_arguments import OwnArguments
+from hf_it3.training.small_segformer import small_segformer
 
 
 QUICK = [
@@ -252,3 +253,10 @@ def test_inspect_refuses_images_without_pixels(trained_directory, random_model, 
     assert f"--image_size: must be at least 1, got {size}" in capsys.readouterr().err
     with pytest.raises(ValueError, match=f"image_size must be at least 1, got {size}"):
         inspect_model(random_model, image_size=size)
+
+
+def test_inspect_takes_segmentation_models(tmp_path, capsys):
+    model = IT3ForSemanticSegmentation.from_backbone(small_segformer(), num_labels=11)
+    model.save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "SegformerForSemanticSegmentation, 11 labels" in capsys.readouterr().out
