@@ -9,6 +9,8 @@ import httpx
 import pytest
 
 from hf_it3 import cli
+from hf_it3.cli.options import SCOPES
+from hf_it3.it3 import adaptation_config_it3
 from hf_it3.version import __version__
 
 
@@ -169,7 +171,9 @@ assert not slow, slow
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["predict", "-h"], ["evaluate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["predict", "-h"], *([name, "--help"] for name in cli.COMMANDS)]
+)
 def test_help_waits_for_no_other_package(arguments):
     subprocess.run([sys.executable, "-c", HELP.format(arguments=arguments)], check=True, capture_output=True)
 
@@ -228,6 +232,43 @@ def test_a_local_path_that_is_missing_is_called_that(arguments, told, capsys):
     assert capsys.readouterr().err == (
         f"hf-it3 {arguments[0]}: error: {told}; give a path that does, or a name on the Hub\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["adapt", "MODEL", "./no.png", "--output_dir", "x"], "image file or data set './no.png' does not exist"),
+        (["adapt", "MODEL", "no.png", "x", "--output_dir", "x"], "no.png does not exist; give image files and"),
+        (["predict", "MODEL", "./no.png"], "no.png does not exist; give image files"),
+        (["evaluate", "nowhere", "--dataset", "digits"], "there is no folder nowhere, and as a name on the Hub: "),
+        (["inspect", "nowhere"], "there is no folder nowhere, and as a name on the Hub: "),
+        (["train", "--backbone", "nowhere"], "there is no folder nowhere, and as a name on the Hub: "),
+        (["evaluate", "MODEL", "--dataset", "digits", "--output_dir", __file__], "is a file; name a folder"),
+        (["adapt", "MODEL", "digits", "--push", "not/a/name"], "Repo id must be in the form"),
+        (
+            ["evaluate", "MODEL", "--dataset", "digits", "--config_name", "a"],
+            "digits has no configurations, got config",
+        ),
+        (["predict", "MODEL", __file__, "--no_adapt", "--scope", "image"], "leave --scope and --no_gate out"),
+        (["train", "--labels", "a,b"], "--labels names 2 classes, and the data set has 10"),
+        (["train", "--max_train_samples", "0"], "max_train_samples must be at least 1, got 0"),
+        (["train", "--task", "segmentation", "--dataset", "digits"], "where a map of classes is needed"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_done(
+    arguments, told, trained_directory, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([trained_directory if word == "MODEL" else word for word in arguments]) == 2
+    error = capsys.readouterr().err
+    assert told in error.splitlines()[-1]
+    assert "it/s" not in error.partition("Loading weights")[0]
+    assert "Adapting" not in error
+
+
+def test_scopes_are_those_of_the_adaptation_config():
+    assert SCOPES == adaptation_config_it3.SCOPES
 
 
 def test_a_data_set_that_is_nowhere_is_said_to_be_no_folder_either(capsys, monkeypatch):

@@ -11,10 +11,12 @@ import torch
 from families import classifier
 from PIL import Image
 
-from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, IT3TrainingArguments
-from hf_it3.cli import build_parser, main
-from hf_it3.cli import train as train_command
+from hf_it3 import IT3ForImageClassification, IT3ForSemanticSegmentation, IT3ImageProcessor, IT3TrainingArguments
+from hf_it3.cli import build_parser, main, training
 from hf_it3.cli.inspection import inspect_model
+from hf_it3.cli.train import DataArguments, ModelArguments
+from hf_it3.training.own_arguments import OwnArguments
+from hf_it3.training.small_segformer import small_segformer
 
 
 QUICK = [
@@ -42,9 +44,33 @@ def test_every_training_argument_is_an_option():
     assert (parsed.learning_rate, parsed.freeze_backbone) == (0.5, True)
 
 
+def actions_of(parser):
+    (commands,) = [action for action in parser._actions if action.dest == "command"]
+    return {action.dest: action for action in commands.choices["train"]._actions}
+
+
+def test_the_quick_help_shows_options_as_they_are_parsed():
+    shown, parsed = (actions_of(build_parser("train", only_explains)) for only_explains in (True, False))
+    ours = [*dataclasses.fields(ModelArguments), *dataclasses.fields(DataArguments), *dataclasses.fields(OwnArguments)]
+    assert {field.name for field in ours} | {"output_dir", "learning_rate"} <= shown.keys() <= parsed.keys()
+    for name, action in shown.items():
+        same = [
+            getattr(one, attribute) for one in (action, parsed[name]) for attribute in ("help", "nargs", "choices")
+        ]
+        assert same[:3] == same[3:], name
+
+
+def test_the_whole_help_lists_every_training_argument(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--help-all"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"--{field.name}" in text for field in dataclasses.fields(IT3TrainingArguments) if field.init)
+
+
 def test_without_options_it_trains_with_a_rate_and_a_batch_that_suit_the_backbone(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(train_command, "train", lambda model, data, arguments: seen.append(arguments))
+    monkeypatch.setattr(training, "train", lambda model, data, arguments: seen.append(arguments))
     monkeypatch.chdir(tmp_path)
     for options in (
         [],
@@ -227,3 +253,10 @@ def test_inspect_refuses_images_without_pixels(trained_directory, random_model, 
     assert f"--image_size: must be at least 1, got {size}" in capsys.readouterr().err
     with pytest.raises(ValueError, match=f"image_size must be at least 1, got {size}"):
         inspect_model(random_model, image_size=size)
+
+
+def test_inspect_takes_segmentation_models(tmp_path, capsys):
+    model = IT3ForSemanticSegmentation.from_backbone(small_segformer(), num_labels=11)
+    model.save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "SegformerForSemanticSegmentation, 11 labels" in capsys.readouterr().out

@@ -1,8 +1,10 @@
 """What surrounds the package agrees with it: metadata, type information, workflow, citation, changelog."""
 
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import hf_it3
 
 
 ROOT = Path(__file__).parent.parent
+SOURCES = (".py", ".md", ".ipynb", ".txt", ".yml")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
@@ -45,6 +48,33 @@ def test_a_source_distribution_holds_what_the_readme_links_to_and_the_makefile_n
     for name in (".github", "docs", "examples", "model_cards", "tests"):
         assert re.search(rf"^graft {name}$", manifest, flags=re.MULTILINE)
     assert "include Makefile constraints.txt" in manifest
+
+
+def test_a_source_distribution_is_built_with_tests_docs_examples_and_cards(tmp_path):
+    pytest.importorskip("setuptools")
+    left_out = shutil.ignore_patterns(".git", ".venv*", "runs", "build", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, tmp_path / "checkout", ignore=left_out)
+    code = "from setuptools import build_meta; build_meta.build_sdist('..')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "checkout", capture_output=True, check=True)
+    with tarfile.open(tmp_path / f"hf_it3-{hf_it3.__version__}.tar.gz") as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for name in ("hf_it3", "docs", "examples", "model_cards", "tests"):
+        files = [path for path in (ROOT / name).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+        assert {path.relative_to(ROOT).as_posix() for path in files} <= names, name
+    assert {"constraints.txt", "CITATION.cff", "Makefile", "README.md", "LICENSE"} <= names
+
+
+def test_every_extra_that_is_named_exists():
+    extras = set(PROJECT["project"]["optional-dependencies"])
+    folders = ("hf_it3", "docs", "examples", "model_cards", "tests", ".github")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES]
+    named = set()
+    for path in (ROOT / "README.md", ROOT / "Makefile", ROOT / "pyproject.toml", *paths):
+        text = path.read_text(encoding="utf-8")
+        for lists in re.findall(r"(?:hf-it3|\"\.)\[([a-z,]+)\]", text):
+            named |= set(lists.split(","))
+        named |= set(re.findall(r"\bextra `(\w+)`", text))
+    assert {"app", "demo", "frost"} <= named <= extras
 
 
 def test_a_folder_named_like_the_package_does_not_hide_it(tmp_path):

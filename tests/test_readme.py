@@ -8,6 +8,7 @@ import hub_fixtures
 import pytest
 from markdown_code import blocks, check_command, command_lines, subcommand_lines
 from PIL import Image
+from test_architecture import ROOMS
 
 import hf_it3
 
@@ -38,6 +39,16 @@ def test_words_are_explained_before_they_are_used():
 def test_every_public_name_is_listed():
     listed = README.partition("## Reference")[2]
     assert [name for name in hf_it3.__all__ if name != "__version__" and f"`{name}`" not in listed] == []
+
+
+def test_the_rooms_of_the_package_are_those_that_there_are_in_the_order_of_their_imports():
+    table = README.partition("The package has rooms:")[2].partition("A room imports")[0]
+    cells = re.findall(r"^\| (`.+?`) \|", table, flags=re.MULTILINE)
+    named = [name for cell in cells for name in re.findall("`(.+?)`", cell)]
+    for name in named:
+        path = ROOT / "hf_it3" / name
+        assert path.is_dir() if name.endswith("/") else path.is_file(), name
+    assert [name.removesuffix(".py").removesuffix("/") for name in named] == ROOMS
 
 
 def test_make_targets_exist():

@@ -241,6 +241,7 @@ def launch(
     streaming: bool = False,
     config_name: str | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     cache_dir: str | os.PathLike | None = None,
     num_epochs: int | None = None,
     **kwargs: Any,
@@ -249,7 +250,8 @@ def launch(
 
     Args:
         model (`str`, *optional*): Hub name or path; by default the tutorial's network, trained at the first start.
-        dataset, split, streaming, config_name, revision, cache_dir, num_epochs (*optional*): see [`ServedModel`].
+        dataset, split, streaming, config_name, revision, trust_remote_code, cache_dir, num_epochs (*optional*): see
+            [`ServedModel`].
         kwargs: arguments of gradio's `launch`; by default it listens on this machine only, or where the environment
             variable `GRADIO_SERVER_NAME` says, as on a Space.
 
@@ -260,7 +262,15 @@ def launch(
         OSError, ValueError, TypeError: for a model that cannot be loaded, or test images that cannot be read.
     """
     served = ServedModel(
-        model or None, cache_dir, num_epochs, dataset or None, split, streaming, config_name, revision
+        model or None,
+        cache_dir,
+        num_epochs,
+        dataset or None,
+        split,
+        streaming,
+        config_name,
+        revision,
+        trust_remote_code,
     )
     app = build_app(served)
     served.start()

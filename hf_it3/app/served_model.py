@@ -52,6 +52,7 @@ class ServedModel:
         streaming (`bool`): read no more of the data set than is needed.
         config_name (`str`, *optional*): configuration of the data set.
         revision (`str`, *optional*): of the model on the Hub.
+        trust_remote_code (`bool`): whether code that model and image processor bring along may run.
         cache_dir (`str` or `PathLike`, *optional*): where the trained network is kept for the next start.
         num_epochs (`int`, *optional*): of that training.
 
@@ -70,6 +71,7 @@ class ServedModel:
         streaming: bool = False,
         config_name: str | None = None,
         revision: str | None = None,
+        trust_remote_code: bool = False,
     ):
         self.name = name
         self.cache_dir = Path(cache_dir or Path(HF_HOME) / "hf-it3" / f"digits-{__version__}")
@@ -80,7 +82,7 @@ class ServedModel:
         self.clean: list[float] = []
         self.model: IdempotentModel | None = None
         if name is not None:
-            self._take(name, revision)
+            self._take(name, revision, trust_remote_code)
         dataset = dataset or (DIGITS if self.reads_digits else None)
         self.samples = (
             None
@@ -148,8 +150,8 @@ class ServedModel:
         width = getattr(size, "width", None) or size["width"]
         return torch.stack([resized_map(classes, (height, width)) for classes in maps])
 
-    def _take(self, name: str, revision: str | None = None) -> None:
-        loaded = load_model(name, revision=revision)
+    def _take(self, name: str, revision: str | None = None, trust_remote_code: bool = False) -> None:
+        loaded = load_model(name, revision=revision, trust_remote_code=trust_remote_code)
         self.image_processor = loaded.image_processor
         self.model = loaded.model.eval()
 

@@ -26,8 +26,14 @@ COMMANDS = {
 }
 
 
-def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Builds the parser, with the options of one subcommand (or of none, for the overview)."""
+def build_parser(command: str | None = None, only_explains: bool = False) -> argparse.ArgumentParser:
+    """Builds the parser, with the options of one subcommand (or of none, for the overview).
+
+    Args:
+        command: the subcommand.
+        only_explains: whether the parser prints its help and nothing else, which should not wait for other packages;
+            a subcommand whose options come from elsewhere has `add_overview` for it.
+    """
     parser = argparse.ArgumentParser("hf-it3", description="Idempotent test-time training for image classifiers.")
     parser.add_argument("--version", action="version", version=f"hf-it3 {__version__}")
     # Under a name of its own, because TrainingArguments has a field `debug`, too.
@@ -38,7 +44,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         if name == command:
             module = importlib.import_module(f".{name}", __package__)
             subparser = subparsers.add_parser(name, help=summary, description=module.__doc__)
-            module.add_arguments(subparser)
+            overview = getattr(module, "add_overview", None) if only_explains else None
+            (overview or module.add_arguments)(subparser)
             subparser.set_defaults(run=module.run)
         else:
             subparsers.add_parser(name, help=summary)
@@ -49,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand; errors end in one line and exit status 2, with `--debug` in a traceback."""
     arguments = [_with_underscores(text) for text in (sys.argv[1:] if arguments is None else arguments)]
     command = next((argument for argument in arguments if argument in COMMANDS), None)
-    parsed = build_parser(command).parse_args(arguments)
+    only_explains = not {"-h", "--help"}.isdisjoint(arguments)
+    parsed = build_parser(command, only_explains).parse_args(arguments)
     try:
         check_sources(parsed)
         status = parsed.run(parsed) or 0
@@ -65,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if parsed.show_traceback:
             raise
-        print(f"hf-it3 {parsed.command}: error: {_in_one_line(error)}", file=sys.stderr)
+        message = _in_one_line(error)
+        if "trust_remote_code=True" in message and hasattr(parsed, "trust_remote_code"):
+            message += " (on the command line: --trust_remote_code)"
+        print(f"hf-it3 {parsed.command}: error: {message}", file=sys.stderr)
         return 2
 
 

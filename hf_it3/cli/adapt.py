@@ -6,14 +6,15 @@ should mix the classes and folders are sorted by class.
 
 import argparse
 
-from .options import add_shared
+from .options import add_shared, check_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds options named as the arguments of [`~hf_it3.hub.adapted_model.adapt_to_images`]."""
     parser.add_argument("model", metavar="MODEL", help="Hub name or directory of an idempotent model")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, folders of them, or one data set")
-    add_shared(parser, "revision", "config_name", "order", "seed", "batch_size", "no_gate", split={"default": "test"})
+    add_shared(parser, "revision", "trust_remote_code", "config_name", split={"default": "test"})
+    add_shared(parser, "order", "seed", "batch_size", "no_gate")
     add_shared(parser, output_dir={"help": "where to save the adapted model"})
     parser.add_argument("--push", metavar="user/name", help="where to push the adapted model")
     parser.add_argument("--delta", action="store_true", help="only what adaptation changed; needs a MODEL on the Hub")
@@ -27,10 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Adapts, saves, pushes, and prints what was done."""
+    from huggingface_hub.utils import validate_repo_id
+
     from ..hub.adapted_model import adapt_to_images, save_adapted
 
     if arguments.output_dir is None and arguments.push is None:
         raise ValueError("say where the adapted model goes: --output_dir DIR, --push user/name, or both")
+    if len(arguments.images) == 1:
+        check_source("image file or data set", arguments.images[0])
+    if arguments.push is not None:
+        validate_repo_id(arguments.push)
     names = ("batch_size", "num_steps", "learning_rate")
     overrides = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.no_gate:
@@ -39,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.model,
         arguments.images,
         revision=arguments.revision,
+        trust_remote_code=arguments.trust_remote_code,
         config_name=arguments.config_name,
         split=arguments.split,
         order=arguments.order,
@@ -48,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     counts = model.config.base_model or {}
     print(f"adapted to {counts['num_images']} images in {counts['num_steps']} steps")
-    if not counts["num_steps"]:
+    if not counts["num_steps"] and not arguments.no_gate and arguments.num_steps != 0:
         print("the gate found the images like the training images, so nothing changed; --no_gate adapts anyway")
     if arguments.output_dir is not None:
         path = save_adapted(model, arguments.output_dir, delta=arguments.delta, include_code=arguments.include_code)

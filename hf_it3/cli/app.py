@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="Hub name or path; by default the tutorial's network, trained on the bundled digits at the first start",
     )
-    add_shared(parser, "revision")
+    add_shared(parser, "revision", "trust_remote_code")
     add_shared(
         parser,
         dataset={
@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.model,
         dataset=arguments.dataset,
         revision=arguments.revision,
+        trust_remote_code=arguments.trust_remote_code,
         config_name=arguments.config_name,
         split=arguments.split,
         streaming=arguments.streaming,

@@ -26,11 +26,11 @@ _CHOSEN_KEYS = ("adaptation", "reference_distance", "calibration_corruptions")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options named as the arguments of [`~hf_it3.calibration.calibrate`]."""
     parser.add_argument("model", metavar="MODEL", help="Hub name or path")
-    add_shared(parser, "revision", dataset={"required": True})
+    add_shared(parser, "revision", "trust_remote_code", dataset={"required": True})
     add_shared(parser, "config_name", split={"help": "held-out images: test[:2000] (default: validation, else test)"})
     parser.add_argument("--reference_split", help="clean images for the gate's reference (default: the held-out ones)")
     add_shared(parser, "image_column", "label_column", "batch_size", num_samples={"default": 2000})
-    parser.add_argument("--scope", metavar="SCOPE", help="batch, image or stream (default: the model's own)")
+    add_shared(parser, "scope")
     add_shared(
         parser, corruptions={"help": "suites and names, comma-separated (default: four for the model's channels)"}
     )
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     split = arguments.split or _held_out_split(splits)
     dataset = select_split(splits, split)
     reference = None if arguments.reference_split is None else select_split(splits, arguments.reference_split)
-    loaded = load_model(arguments.model, revision=arguments.revision)
+    loaded = load_model(arguments.model, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code)
     same = ("scope", "corruptions", "severity", "num_samples", "batch_size", "max_clean_loss", "seed")
     result = calibrate(
         loaded.model,

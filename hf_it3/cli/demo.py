@@ -1,6 +1,7 @@
 """Trains the tutorial's network, loads it through the pipeline, and adapts it to noisy digits."""
 
 import argparse
+import os
 
 from .options import add_shared, positive
 
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the demo and prints its table."""
-    from ..demo import run_demo
+    from ..demo import EXAMPLE, run_demo
     from ..evaluation.demo_report import format_table
 
     document = run_demo(
@@ -35,7 +36,4 @@ def run(arguments: argparse.Namespace) -> None:
     print()
     print(format_table(document))
     print(f"\nModel, card, digits.png, accuracy.png and results.json are in {arguments.output_dir}")
-    print(
-        f'Try: python -c "import hf_it3; from transformers import pipeline; '
-        f"print(pipeline('it3-image-classification', model='{arguments.output_dir}'))\""
-    )
+    print(f"Try: hf-it3 predict {arguments.output_dir} {os.path.join(arguments.output_dir, EXAMPLE)}")

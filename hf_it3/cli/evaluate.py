@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(
         parser,
         "revision",
+        "trust_remote_code",
         "task",
         dataset={
             "required": True,
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         default="none,statistics,batch",
         help="what to compare, comma-separated: none, statistics, tent, torch-ttt, it3, or the model's own settings "
-        "in scope batch, stream or image (default: none,statistics,batch)",
+        "in scope batch, stream, average or image (default: none,statistics,batch)",
     )
     parser.add_argument(
         "--order", default="iid", help="of the images: iid, class-sorted, mixed or continual (default: iid)"

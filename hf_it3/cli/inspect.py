@@ -27,7 +27,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints one line per property, then the layers if asked for."""
     from .inspection import inspect_model, model_to_inspect
 
-    hub = {name: value for name in ("revision", "trust_remote_code") if (value := getattr(arguments, name))}
+    hub = {} if arguments.revision is None else {"revision": arguments.revision}
+    hub["trust_remote_code"] = arguments.trust_remote_code
     model = model_to_inspect(arguments.model, arguments.injection_layer, **hub)
     found = inspect_model(model, arguments.layers, arguments.image_size)
     rows: list[tuple[str, ...]] = [

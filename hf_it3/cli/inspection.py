@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from ..it3.batchnorm_it3 import SplitBatchNorm
-from ..it3.configuration_it3 import IT3Config
+from ..it3.configuration_it3 import SEGMENTATION, IT3Config
 from ..it3.injection_it3 import batch_norm_behind, feature_layout, last_channels, puts_channels_last
-from ..it3.modeling_it3 import IT3ForImageClassification
+from ..it3.modeling_it3 import IT3ForImageClassification, IT3PreTrainedModel
+from ..it3.plain_module_it3 import ModuleConfig, build_module
+from ..it3.registration import MODELS, saved_configuration
 from ..it3.shell_it3 import select_parameters
 
 
@@ -57,7 +59,7 @@ class ModelDescription:
     layers: list[LayerDescription] = field(default_factory=list)
 
 
-def model_to_inspect(name_or_path: str, injection_layer: str | None = None, **hub: Any) -> IT3ForImageClassification:
+def model_to_inspect(name_or_path: str, injection_layer: str | None = None, **hub: Any) -> IT3PreTrainedModel:
     """Builds the model of that name with random weights: inspecting takes its structure alone, so only the
     configuration is downloaded.
 
@@ -66,17 +68,21 @@ def model_to_inspect(name_or_path: str, injection_layer: str | None = None, **hu
         injection_layer (`str`, *optional*): instead of the model's own.
         hub: arguments of `AutoConfig.from_pretrained`.
     """
+    saved_configuration(name_or_path, **hub)  # which checks the values that AutoConfig takes for granted
     config = AutoConfig.from_pretrained(name_or_path, **hub)
     if not isinstance(config, IT3Config):
         values: dict[str, Any] = {} if injection_layer is None else {"injection_layer": injection_layer}
         return IT3ForImageClassification.from_backbone(config, **values).eval()
     if injection_layer is not None:
         config.injection_layer, config.injection_channels = injection_layer, None
-    return IT3ForImageClassification(config).eval()
+    plain = None
+    if isinstance(config.backbone_config, ModuleConfig):
+        plain = build_module(config.backbone_config, may_import=bool(hub.get("trust_remote_code")))
+    return MODELS[config.task](config, plain).eval()
 
 
 def inspect_model(
-    model: IT3ForImageClassification, all_layers: bool = False, image_size: int | None = None
+    model: IT3PreTrainedModel, all_layers: bool = False, image_size: int | None = None
 ) -> ModelDescription:
     """Describes a model, after one signal pass of two random images.
 
@@ -110,7 +116,7 @@ def inspect_model(
     )
 
 
-def _layer_outputs(model: IT3ForImageClassification, image_size: int | None) -> dict[str, Any]:
+def _layer_outputs(model: IT3PreTrainedModel, image_size: int | None) -> dict[str, Any]:
     """The first output of each layer of the backbone that runs."""
     outputs: dict[str, Any] = {}
 
@@ -124,6 +130,8 @@ def _layer_outputs(model: IT3ForImageClassification, image_size: int | None) -> 
     parameter = next(model.parameters())
     images = torch.rand(2, *_image_shape(model.config.backbone_config, image_size))
     signal = torch.full((2, model.config.num_labels), 1 / model.config.num_labels)
+    if model.config.task == SEGMENTATION:
+        signal = signal[:, :, None, None]
     try:
         with torch.no_grad():
             model(images.to(parameter), label_signal=signal.to(parameter))

@@ -6,28 +6,37 @@ from collections.abc import Iterator
 from typing import Any
 
 
+# As in `hf_it3.it3.adaptation_config_it3`, which takes torch to import.
+SCOPES = ("batch", "image", "stream", "average")
 # Options and arguments that name a model or a data set, in every subcommand.
 _SOURCES = ("model", "models", "backbone", "dataset")
 
 
 def check_sources(arguments: argparse.Namespace) -> None:
-    """Refuses a path that does not exist before the Hub is asked for it.
+    """Refuses a path that does not exist before the Hub is asked for it, and a file where a folder is written to.
 
     Raises:
-        ValueError: for a name that is neither an existing path nor a possible repository on the Hub.
+        ValueError: for a name that is neither an existing path nor a possible repository on the Hub, and for an
+            `output_dir` that is a file.
     """
+    for option, name in _named_sources(arguments):
+        check_source(option, name)
+    output_dir = getattr(arguments, "output_dir", None)
+    if output_dir is not None and os.path.isfile(output_dir):
+        raise ValueError(f"--output_dir {output_dir} is a file; name a folder")
+
+
+def check_source(what: str, name: str) -> None:
+    """Refuses a name that is neither an existing path nor a possible repository on the Hub."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    for option, name in _named_sources(arguments):
-        if os.path.exists(name):
-            continue
-        try:
-            validate_repo_id(name)
-        except HFValidationError:
-            raise ValueError(
-                f"{option} {name!r} does not exist; give a path that does, or a name on the Hub"
-            ) from None
+    if os.path.exists(name):
+        return
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ValueError(f"{what} {name!r} does not exist; give a path that does, or a name on the Hub") from None
 
 
 def _named_sources(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
@@ -79,6 +88,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "config_name": {"help": "configuration of the data set"},
     "split": {"help": "split of the data set, or a range of one: test[:2000]"},
     "streaming": {"action": "store_true", "help": "read the data set as it is needed, if it is larger than memory"},
+    "scope": {"choices": SCOPES, "help": "who shares adapted weights (default: the model's own)"},
     "image_column": {"help": "default: image, img or pixel_values"},
     "label_column": {"help": "default: label, labels or fine_label; in segmentation annotation, label or mask"},
     "num_samples": {"type": count_or_all, "metavar": "N", "help": "number of images, or all"},
@@ -96,7 +106,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "no_progress": {"action": "store_true", "help": "show no progress bar"},
     "private": {"action": "store_true", "default": None, "help": "make a new repository private"},
     "include_code": {"action": "store_true", "help": "for users who do not have hf_it3 installed"},
-    "trust_remote_code": {"action": "store_true", "help": "allow the model's own code to run"},
+    "trust_remote_code": {"action": "store_true", "help": "allow code that the model brings along to run"},
 }
 
 

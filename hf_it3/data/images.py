@@ -59,18 +59,21 @@ def load_images(name_or_path: str, config_name: str | None = None, streaming: bo
     data set, or a folder of images.
 
     Raises:
-        ValueError: if the path exists but holds no data set.
+        ValueError: if the path exists but holds no data set, and for a `config_name` of a data set that has none.
         OSError: if there is no such path, and no such data set on the Hub or no way to it.
     """
     import datasets
 
+    saved = os.path.isdir(name_or_path) and os.path.isfile(os.path.join(name_or_path, "dataset_dict.json"))
+    if config_name is not None and (saved or name_or_path in (DIGITS, SCENES)):
+        raise ValueError(f"the data set {name_or_path} has no configurations, got config_name={config_name!r}")
     if name_or_path == DIGITS:
         return load_digits()
     if name_or_path == SCENES:
         from .scenes import load_digit_scenes
 
         return load_digit_scenes()
-    if os.path.isdir(name_or_path) and os.path.isfile(os.path.join(name_or_path, "dataset_dict.json")):
+    if saved:
         return datasets.load_from_disk(name_or_path)
     try:
         return datasets.load_dataset(name_or_path, config_name, streaming=streaming)
@@ -287,15 +290,25 @@ class ImageCollator:
         return tensor
 
 
-def image_processor_for(config: IT3Config) -> Any:
-    """The image processor of the wrapped checkpoint, or one made from the backbone's image size and channels."""
+def image_processor_for(config: IT3Config, trust_remote_code: bool = False) -> Any:
+    """The image processor of the wrapped checkpoint, or one made from the backbone's image size and channels.
+
+    Raises:
+        ValueError: for an image processor that is code of the checkpoint's own, without `trust_remote_code=True`.
+    """
     backbone = config.backbone_config
-    for name in (config.name_or_path, backbone.name_or_path):
-        if name:
-            try:
-                return AutoImageProcessor.from_pretrained(name)
-            except (OSError, ValueError):
-                continue  # no processor there
+    for loaded in filter(lambda one: one.name_or_path, (config, backbone)):
+        # Of the same commit as the weights.
+        hub = {"revision": getattr(loaded, "_commit_hash", None), "trust_remote_code": trust_remote_code}
+        try:
+            return AutoImageProcessor.from_pretrained(loaded.name_or_path, **hub)
+        except (OSError, ValueError) as error:
+            if "trust_remote_code" in str(error):
+                raise ValueError(
+                    f"the image processor of {loaded.name_or_path} is code of its own; if you trust it, load it with "
+                    "AutoImageProcessor and trust_remote_code=True, and pass it along"
+                ) from error
+            # There is no processor.
     size = getattr(backbone, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     channels = config.image_channels

@@ -34,6 +34,7 @@ def load_model(
     revision: str | None = None,
     dtype: Any = None,
     device_map: Any = None,
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Loads a model by name, or takes one as it is; it is moved to the device of this process.
 
@@ -41,6 +42,7 @@ def load_model(
         model: Hub name, path, or an idempotent model.
         image_processor (*optional*): by default that of the checkpoint.
         revision, dtype, device_map (*optional*): as in `from_pretrained`.
+        trust_remote_code (`bool`): whether code that model and image processor bring along may run.
 
     Raises:
         TypeError: for a model that takes no label signal.
@@ -50,10 +52,10 @@ def load_model(
         name = model
         loading = {"revision": revision, "dtype": dtype, "device_map": device_map}
         loading = {key: value for key, value in loading.items() if value is not None}
-        model = load_by_name(name, **loading)
+        model = load_by_name(name, trust_remote_code=trust_remote_code, **loading)
         if image_processor is None:
-            revision_argument = {} if revision is None else {"revision": revision}
-            image_processor = AutoImageProcessor.from_pretrained(name, **revision_argument)
+            hub = {} if revision is None else {"revision": revision}
+            image_processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, **hub)
     else:
         model = idempotent_model(model)
         name = model.config.name_or_path or type(model).__name__

@@ -64,6 +64,7 @@ def evaluate_robustness(
     revision: str | None = None,
     dtype: Any = None,
     device_map: Any = None,
+    trust_remote_code: bool = False,
     reference: Any = None,
     output_dir: str | os.PathLike | None = None,
     resume: bool = False,
@@ -116,6 +117,7 @@ def evaluate_robustness(
         image_column, label_column: by default the usual names.
         streaming: whether a named data set is streamed instead of loaded; memory then does not grow with its images.
         revision, dtype, device_map: of models given by name, as in `from_pretrained`.
+        trust_remote_code: whether code that these models and their image processors bring along may run.
         reference: a `results.json` (path, or its content) of a reference model with the same conditions, whose
             unadapted errors are divided by: over all of a benchmark that gives its mean corruption error and relative
             mCE (Hendrycks and Dietterich, ICLR 2019), over other conditions a ratio of errors. Or `"alexnet"`, for the
@@ -161,7 +163,8 @@ def evaluate_robustness(
         raise ValueError("resume and overwrite need output_dir, the folder with the results")
     if output_dir is not None and plots:
         plot_class()
-    loaded = [load_model(model, image_processor, revision, dtype, device_map) for model in models]
+    loading = (revision, dtype, device_map, trust_remote_code)
+    loaded = [load_model(model, image_processor, *loading) for model in models]
     kind = _kind(loaded)
     if order == "class-sorted" and kind is not ClassAnswers:
         raise ValueError("order='class-sorted' sorts images by their one class; models of maps have no such order")

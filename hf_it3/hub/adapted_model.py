@@ -33,6 +33,7 @@ def adapt_to_images(
     order: str = "shuffled",
     seed: int = 0,
     description: str | None = None,
+    trust_remote_code: bool = False,
     **overrides: Any,
 ) -> IdempotentModel:
     """Adapts a model to images as one stream, batch after batch.
@@ -45,6 +46,7 @@ def adapt_to_images(
         split (`str`): of the data set, or a range of one such as `"test[:2000]"`.
         order, seed: in which images are adapted to, see [`~hf_it3.data.in_reading_order`].
         description (`str`, *optional*): of the images, for the model card; by default their number.
+        trust_remote_code (`bool`): whether code that model and image processor bring along may run.
         overrides: fields of [`AdaptationConfig`] that differ from the model's settings.
 
     Returns:
@@ -53,9 +55,9 @@ def adapt_to_images(
     Raises:
         ValueError: if there are no images, or one of them cannot be read.
     """
-    loaded = load_model(model, revision=revision).eval()
+    loaded = load_model(model, revision=revision, trust_remote_code=trust_remote_code).eval()
     adapter = TestTimeAdapter(loaded, **{**overrides, "scope": "stream"})
-    collator = ImageCollator(image_processor_for(loaded.config))
+    collator = ImageCollator(image_processor_for(loaded.config, trust_remote_code))
     source, rows = _open(images, config_name, split)
     rows = in_reading_order(rows, order, seed)
     for batch in tqdm(_batches(rows, adapter.config.batch_size, collator), "Adapting", unit="batch"):

@@ -74,6 +74,7 @@ def load(model_class: type, load_whole: Callable, name: Any, args: tuple, kwargs
             raise OSError(f"{name} has no config.json, which says what model the weights belong to")
         _check_kind(name, saved, model_class)
         _bring_backbone(name, saved, kwargs)
+        kwargs.pop("trust_remote_code", None)  # nothing else here is code of a stranger's
     token = _weights_follow.set(True)
     try:
         if is_delta(saved.get("base_model")):

@@ -101,7 +101,9 @@ def build_module(config: ModuleConfig, may_import: bool = False) -> nn.Module:
     try:
         kind = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{what}, which cannot be imported here ({error}); {own}") from error
+        raise ValueError(
+            f"{what}, which cannot be imported here ({error}); put its folder on PYTHONPATH, or {own}"
+        ) from error
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ValueError(f"{what}, which is no torch.nn.Module; {own}")
     try:

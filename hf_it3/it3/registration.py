@@ -1,5 +1,6 @@
 """Makes the package's classes known to the Auto classes and the pipelines of transformers."""
 
+import os
 from typing import Any
 
 from transformers import (
@@ -36,6 +37,25 @@ MODELS: dict[str, type[IT3PreTrainedModel]] = {
 }
 
 
+def saved_configuration(name: Any, **kwargs: Any) -> dict[str, Any]:
+    """What the config.json of a model of any kind says, checked.
+
+    Args:
+        name (`str` or `PathLike`): Hub name or directory.
+        kwargs: arguments of `from_pretrained`, such as `revision`.
+
+    Raises:
+        OSError: if there is no such model, on this machine and on the Hub.
+        ValueError: for values that no configuration has.
+    """
+    try:
+        return IT3Config.get_config_dict(name, **of_hub(kwargs))[0]
+    except OSError as error:
+        if os.path.exists(name):
+            raise
+        raise OSError(f"there is no folder {name}, and as a name on the Hub: {error}") from error
+
+
 def load_model(name: Any, **kwargs: Any) -> Any:
     """Loads an idempotent model of whatever task its configuration names.
 
@@ -46,7 +66,7 @@ def load_model(name: Any, **kwargs: Any) -> Any:
     Raises:
         OSError, ValueError: as `from_pretrained`.
     """
-    saved, _ = IT3Config.get_config_dict(name, **of_hub(kwargs))
+    saved = saved_configuration(name, **kwargs)
     return MODELS.get(saved.get("task", CLASSIFICATION), IT3ForImageClassification).from_pretrained(name, **kwargs)
 
 
@@ -60,7 +80,7 @@ def pipeline_task(name: Any, **kwargs: Any) -> str:
     Raises:
         OSError: if there is no such model.
     """
-    saved, _ = IT3Config.get_config_dict(name, **of_hub(kwargs))
+    saved = saved_configuration(name, **kwargs)
     return SEGMENTATION_TASK if saved.get("task") == SEGMENTATION else TASK
 
 
