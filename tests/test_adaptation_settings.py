@@ -45,6 +45,7 @@ class TestNamedSettings:
             ("image", "gate_window", 64),
             ("batch", "collapse_guard", True),
             ("image", "max_class_share", 0.5),
+            ("image", "class_balance", True),
             ("batch", "chunk_size", 4),
             ("stream", "vectorize", True),
             ("average", "learning_rate", 0.1),

@@ -253,6 +253,60 @@ class TestSortedBatches:
         assert len(output.loss_history) == 1
 
 
+class TestClassBalance:
+    """Statistics follow the shift of images, not the mix of the classes that they are predicted as."""
+
+    SETTINGS = {"gate": None, "prior_count": 4, "num_steps": 0, "diversity_weight": 0.0}
+
+    @pytest.fixture
+    def measured(self, batch_norm_model, images):
+        """A model that tells images apart, and whose clean images were of each class equally often."""
+        with torch.no_grad():
+            batch_norm_model.backbone.classifier[-1].bias -= batch_norm_model(images).logits.mean(0)
+        reference = batch_norm_model.shift_reference
+        reference.store(num_images=torch.tensor([1000.0]), class_shares=torch.full((10,), 0.1))
+        return batch_norm_model
+
+    @pytest.fixture
+    def skewed(self, measured, images):
+        """Images two thirds of which are predicted as one class."""
+        kinds = measured(images).logits.argmax(1)
+        frequent = kinds == kinds.mode().values
+        others = images[~frequent]
+        return torch.cat([images[frequent][:1].repeat(2 * len(others), 1, 1, 1), others])
+
+    @staticmethod
+    def weights_of(kinds):
+        """By the formula, image by image: 101 of 1,010 clean images against those of the batch and ten more."""
+        raw = [0.1 / ((kinds == kind).sum().item() + 10 * 0.1) for kind in kinds]
+        return torch.tensor(raw) / sum(raw)
+
+    @pytest.mark.parametrize("kind", ["mixed", "shrunk"])
+    @pytest.mark.parametrize("scope", ["batch", "stream"])
+    def test_frequent_classes_count_less(self, measured, skewed, kind, scope):
+        weights = self.weights_of(measured(skewed).logits.argmax(1))
+        assert weights.max() > 3 * weights.min()
+        with torch.no_grad(), norm_statistics(kind, 4, weights=weights):
+            expected = measured(skewed).logits
+        adapter = TestTimeAdapter(measured, self.SETTINGS, norm_statistics=kind, scope=scope)
+        torch.testing.assert_close(adapter(skewed).logits, expected)
+
+    @pytest.mark.parametrize("kind", ["mixed", "shrunk"])
+    def test_all_images_count_the_same_where_that_is_asked_for(self, measured, skewed, kind):
+        with torch.no_grad(), norm_statistics(kind, 4):
+            expected = measured(skewed).logits
+        adapter = TestTimeAdapter(measured, self.SETTINGS, norm_statistics=kind, class_balance=False)
+        torch.testing.assert_close(adapter(skewed).logits, expected)
+        balanced = TestTimeAdapter(measured, self.SETTINGS, norm_statistics=kind)
+        assert not torch.allclose(balanced(skewed).logits, expected, atol=1e-3)
+
+    def test_batch_statistics_are_those_of_the_batch_as_it_is(self, measured, skewed):
+        with torch.no_grad(), norm_statistics("batch"):
+            expected = measured(skewed).logits
+        adapter = TestTimeAdapter(measured, self.SETTINGS, norm_statistics="batch")
+        torch.testing.assert_close(adapter(skewed).logits, expected)
+
+
 def before_statistics(buffers):
     return buffers["running_mean"], buffers["running_var"]
 

@@ -39,6 +39,7 @@ def distance_of_my_own(y1, y0):
         ("distance", "cosine"),
         ("diversity_weight", -0.5),
         ("max_class_share", 1.5),
+        ("class_balance", None),
         ("norm_statistics", "running"),
         ("prior_count", -1),
         ("augmentation_kinds", "flip"),
