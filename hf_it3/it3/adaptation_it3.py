@@ -84,7 +84,7 @@ class TestTimeAdapter:
         self.shared = SharedAdaptation(self.shell, self.source_shell, config, objective)
         self.alone = {
             scope: ImageAdaptation.with_settings(self._settings.replace(scope=scope), self.shell, objective)
-            for scope in ("image", "average")
+            for scope in {config.scope_of(1), config.scope_of(2)} & {"image", "average"}
         }
         self.stream = Stream(self.shared, config) if config.scope == "stream" else None
         # Shift comes in runs: where the last call adapted, the next will probably, and keeps its first passes' graph.

@@ -178,7 +178,7 @@ class ShiftReference(CleanBuffers):
         residuals = groups.features.float() - self.feature_mean[self._rows_of(groups.classes)]
         size = groups.distances.shape[1]
         means = residuals.mean(1) / self.feature_std * scale(size, self.num_images.item())
-        if self.feature_whitening.any():  # all zero in weights from before correlations were kept
+        if self.feature_whitening[:1, :1].any():  # all zero in weights from before correlations were kept
             means = means @ self.feature_whitening
         return means.square().mean(1)
 
