@@ -291,6 +291,16 @@ class TestClassBalance:
         adapter = TestTimeAdapter(measured, self.SETTINGS, norm_statistics=kind, scope=scope)
         torch.testing.assert_close(adapter(skewed).logits, expected)
 
+    @pytest.mark.parametrize("scope", ["batch", "stream"])
+    def test_with_steps_classes_are_those_seen_with_the_statistics_of_the_batch(self, measured, skewed, scope):
+        with torch.no_grad(), norm_statistics("shrunk", 4):
+            seen = measured(skewed).logits.argmax(1)
+        with torch.no_grad(), norm_statistics("shrunk", 4, weights=self.weights_of(seen)):
+            expected = measured(skewed).logits
+        settings = {**self.SETTINGS, "num_steps": 1, "learning_rate": 0.0}
+        adapter = TestTimeAdapter(measured, settings, norm_statistics="shrunk", scope=scope)
+        torch.testing.assert_close(adapter(skewed).logits, expected)
+
     @pytest.mark.parametrize("kind", ["mixed", "shrunk"])
     def test_all_images_count_the_same_where_that_is_asked_for(self, measured, skewed, kind):
         with torch.no_grad(), norm_statistics(kind, 4):

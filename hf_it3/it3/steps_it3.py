@@ -170,29 +170,33 @@ class SharedAdaptation:
         # The frozen anchor answers the same in every step, so it is asked once.
         frozen_y1 = first.y1.detach() if first is not None and self.sees_as_first else None
         with_diversity = seems_sorted = False
-        with chosen_statistics(self.config, per_image=self.alone, weights=self._image_weights(answers)):
-            for step in range(self.config.num_steps or 0):
-                if step == 0 and first is not None and first.has_graph and self.can_start_from_first:
-                    y0, distances = first.y0, first.distances
-                else:
+        # Shifted images are told apart best once features are corrected, so steps give the first classes to balance.
+        weights = self._image_weights(answers, balanced=self.config.num_steps == 0)
+        for step in range(self.config.num_steps or 0):
+            if step == 0 and first is not None and first.has_graph and self.can_start_from_first:
+                y0, distances = first.y0, first.distances
+            else:
+                with chosen_statistics(self.config, self.alone, weights):
                     y0 = self.task.predict(self.shell(images))
                     if frozen_y1 is None and self.config.anchor == "frozen":
                         frozen_y1 = self._frozen_prediction(images, y0)
-                    distances = self.objective.distance(self._second_prediction(images, y0, frozen_y1), y0)
-                if step == 0:
-                    seems_sorted = self._seems_sorted(y0.detach())
-                    if seems_sorted:
-                        break  # nothing keeps the classes apart, and the statistics are corrected already
-                    with_diversity = not self.alone and self._wants_diversity(y0.detach())
-                loss = self.objective(distances, y0, with_diversity)
-                losses.append(loss.item())
-                if not (math.isfinite(losses[-1]) and self._step(loss, optimizer)):
-                    return torch.full_like(y0.detach(), float("nan")), images.new_tensor(losses, dtype=y0.dtype)
-            if not seems_sorted:
-                with torch.no_grad():
-                    logits = self.shell(images)
-                if not losses:
-                    seems_sorted = self._seems_sorted(self.task.predict(logits))
+                    y1 = self._second_prediction(images, y0, frozen_y1)
+                distances = self.objective.distance(y1, y0)
+            if step == 0:
+                seems_sorted = self._seems_sorted(y0.detach())
+                if seems_sorted:
+                    break  # nothing keeps the classes apart, and the statistics are corrected already
+                with_diversity = not self.alone and self._wants_diversity(y0.detach())
+            loss = self.objective(distances, y0, with_diversity)
+            losses.append(loss.item())
+            if not (math.isfinite(losses[-1]) and self._step(loss, optimizer)):
+                return torch.full_like(y0.detach(), float("nan")), images.new_tensor(losses, dtype=y0.dtype)
+            weights = self._image_weights(y0.detach())
+        if not seems_sorted:
+            with torch.no_grad(), chosen_statistics(self.config, self.alone, weights):
+                logits = self.shell(images)
+            if not losses:
+                seems_sorted = self._seems_sorted(self.task.predict(logits))
         if seems_sorted:
             logits = self._answer_sorted(images)
         return logits, _as_losses(losses, logits)
@@ -209,11 +213,11 @@ class SharedAdaptation:
         classes = self.task.image_classes(y0)
         return bool(self._reference.are_of_few_classes(classes[None]).item())
 
-    def _image_weights(self, answers: Tensor | None) -> Tensor | None:
+    def _image_weights(self, answers: Tensor | None, balanced: bool = True) -> Tensor | None:
         """How much each image counts in the statistics of the batch, given what it was predicted as."""
         if self.alone or self.sees_as_first or answers is None:
             return None
-        if not self.config.class_balance:
+        if not (balanced and self.config.class_balance):
             return torch.full((len(answers),), 1 / len(answers), device=answers.device)
         return self._reference.class_weights(self.task.image_classes(answers))
 
