@@ -156,6 +156,15 @@ def test_unequal_weights_tell_as_much_as_fewer_images(features):
         torch.testing.assert_close(actual, split(features[::2]))
 
 
+def test_autocast_does_not_round_the_statistics(features):
+    split = SplitBatchNorm(batch_norm()).eval().float()
+    weights = torch.linspace(1, 3, len(features)).softmax(0)
+    with norm_statistics("mixed", 0, weights=weights):
+        expected = split(features.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(split(features.float()), expected, atol=1e-6, rtol=1e-6)
+
+
 def weighted_shrinkage(features, weights, mean, var):
     """As `shrinkage`, where images count differently: the standard error of a weighted mean, unbiased."""
     by_chance = distance = 0.0

@@ -80,9 +80,10 @@ def _weighted_moments(features: Tensor, weights: Tensor, channels: int) -> tuple
     else:
         places = features[0, 0].numel()
         image_var, image_mean = torch.var_mean(features.reshape(images, -1, width, places), (1, 3), correction=0)
-    mean = weights @ image_mean
-    between = weights @ (image_mean - mean).square()
-    return mean, weights @ image_var + between, between
+    weights = weights[:, None]  # times them, because autocast rounds what is multiplied as matrices
+    mean = (weights * image_mean).sum(0)
+    between = (weights * (image_mean - mean).square()).sum(0)
+    return mean, (weights * image_var).sum(0) + between, between
 
 
 @torch.no_grad()
