@@ -20,6 +20,7 @@ from hf_it3.corruptions import corrupt
 from hf_it3.data import load_images
 from hf_it3.it3.batchnorm_it3 import SplitBatchNorm, norm_statistics, split_batch_norms
 from hf_it3.it3.injection_it3 import ForwardPass, running_pass
+from hf_it3.it3.moments_it3 import mean_and_variance
 from hf_it3.it3.shift_reference_it3 import ShiftReference
 
 
@@ -133,6 +134,22 @@ def test_shrunk_statistics_keep_as_much_of_training_as_chance_explains(features,
         alone = split(images[:1])
     with norm_statistics("mixed", 16):
         torch.testing.assert_close(alone, split(images[:1]))
+
+
+@pytest.mark.parametrize("dims", [(2,), (0, 2, 3), (1, 3)])
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_means_and_variances_are_those_of_torch_with_their_gradients(features, dims, keepdim):
+    values = features.clone().requires_grad_()
+    mean, variance = mean_and_variance(values, dims, keepdim)
+    expected_variance, expected_mean = torch.var_mean(values, dims, correction=0, keepdim=keepdim)
+    torch.testing.assert_close(mean, expected_mean)
+    torch.testing.assert_close(variance, expected_variance)
+    (actual,) = torch.autograd.grad((mean * variance).sum(), values)
+    (expected,) = torch.autograd.grad((expected_mean * expected_variance).sum(), values)
+    torch.testing.assert_close(actual, expected)
+    same = torch.ones(2, 3, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(mean_and_variance(same, dims)[1].sum(), same)
+    assert not gradient.any(), "of values that are all the same"
 
 
 def test_images_that_count_twice_are_as_good_as_two(features):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from .injection_it3 import statistics_prefix
+from .moments_it3 import mean_and_variance
 
 
 logger = logging.get_logger(__name__)
@@ -47,7 +48,7 @@ class ChosenStatistics(NamedTuple):
             channels (`int`): dimension of the channels, 1 or -1.
         """
         if self.per_image:
-            own_var, own_mean = torch.var_mean(features, self.pooled(features, channels), correction=0, keepdim=True)
+            own_mean, own_var = mean_and_variance(features, self.pooled(features, channels), keepdim=True)
             share: float | Tensor = self.prior_count / (self.prior_count + 1)
         else:
             weights = self._weights_of(features)
@@ -76,10 +77,10 @@ def _weighted_moments(features: Tensor, weights: Tensor, channels: int) -> tuple
     many images as there are weights. Some backbones put rows of places into the batch: they are of one image, too."""
     images, width = len(weights), features.shape[channels]
     if channels % features.ndim == features.ndim - 1:
-        image_var, image_mean = torch.var_mean(features.reshape(images, -1, width), 1, correction=0)
+        image_mean, image_var = mean_and_variance(features.reshape(images, -1, width), (1,))
     else:
         places = features[0, 0].numel()
-        image_var, image_mean = torch.var_mean(features.reshape(images, -1, width, places), (1, 3), correction=0)
+        image_mean, image_var = mean_and_variance(features.reshape(images, -1, width, places), (1, 3))
     weights = weights[:, None]  # times them, because autocast rounds what is multiplied as matrices
     mean = (weights * image_mean).sum(0)
     between = (weights * (image_mean - mean).square()).sum(0)

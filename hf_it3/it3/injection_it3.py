@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import CompileableContextVar
 
+from .moments_it3 import mean_and_variance
+
 
 @dataclass
 class ForwardPass:
@@ -145,7 +147,7 @@ class SignalInjection:
             output = output.flatten(1, -2).transpose(1, 2)
         else:
             return output.new_zeros(len(output), 2 * (self.channels or 0), dtype=torch.float32)
-        variance, mean = torch.var_mean(output.float(), 2, correction=0)
+        mean, variance = mean_and_variance(output.float(), (2,))
         return torch.cat([mean, variance.sqrt()], 1)
 
     def _join(self, features: Tensor, forward_pass: ForwardPass) -> Tensor:
