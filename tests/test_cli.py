@@ -234,6 +234,13 @@ def test_a_local_path_that_is_missing_is_called_that(arguments, told, capsys):
     )
 
 
+@pytest.fixture
+def offline(monkeypatch):
+    """As with `HF_HUB_OFFLINE=1` from the start; else the client waits for a network that may not be there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -256,9 +263,8 @@ def test_a_local_path_that_is_missing_is_called_that(arguments, told, capsys):
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_done(
-    arguments, told, trained_directory, tmp_path, monkeypatch, capsys
+    arguments, told, trained_directory, tmp_path, monkeypatch, capsys, offline
 ):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     assert cli.main([trained_directory if word == "MODEL" else word for word in arguments]) == 2
     error = capsys.readouterr().err
@@ -271,7 +277,6 @@ def test_scopes_are_those_of_the_adaptation_config():
     assert SCOPES == adaptation_config_it3.SCOPES
 
 
-def test_a_data_set_that_is_nowhere_is_said_to_be_no_folder_either(capsys, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_data_set_that_is_nowhere_is_said_to_be_no_folder_either(capsys, offline):
     assert cli.main(["demo", "--dataset", "runs/data"]) == 2
     assert "there is no file or folder runs/data, and as a name on the Hub: " in capsys.readouterr().err

@@ -42,7 +42,7 @@ def test_every_public_name_is_listed():
 
 
 def test_the_rooms_of_the_package_are_those_that_there_are_in_the_order_of_their_imports():
-    table = README.partition("The package has rooms:")[2].partition("A room imports")[0]
+    table = README.partition("The package is divided into rooms:")[2].partition("A room imports")[0]
     cells = re.findall(r"^\| (`.+?`) \|", table, flags=re.MULTILINE)
     named = [name for cell in cells for name in re.findall("`(.+?)`", cell)]
     for name in named:
