@@ -107,14 +107,16 @@ def test_mixed_statistics_weigh_the_training_statistics_as_so_many_images(featur
         assert torch.equal(buffer, before[name]), "evaluation wrote statistics"
 
 
-def shrinkage(features, mean, var):
-    """How much of the distance of a batch's means from those of training chance explains, channel by channel."""
+def shrinkage(features, weights, mean, var):
+    """How much of the distance of a batch's weighted means from those of training chance explains, channel by channel:
+    the standard error of a weighted mean, unbiased."""
     by_chance = distance = 0.0
+    square = sum(weight**2 for weight in weights)
     for channel in range(features.shape[1]):
         means = [image[channel].mean().item() for image in features]
-        average = sum(means) / len(means)
-        variance = sum((value - average) ** 2 for value in means) / (len(means) - 1)
-        by_chance += variance / len(means) / (var[channel].item() + 1e-5)
+        average = sum(weight * value for weight, value in zip(weights, means, strict=True))
+        spread = sum(weight * (value - average) ** 2 for weight, value in zip(weights, means, strict=True))
+        by_chance += square * spread / (1 - square) / (var[channel].item() + 1e-5)
         distance += (average - mean[channel].item()) ** 2 / (var[channel].item() + 1e-5)
     return min(1.0, by_chance / distance)
 
@@ -123,7 +125,7 @@ def shrinkage(features, mean, var):
 def test_shrunk_statistics_keep_as_much_of_training_as_chance_explains(features, shift, low, high):
     split = SplitBatchNorm(batch_norm()).eval()
     images = (features - 1) / 2 + split.running_mean.view(1, 3, 1, 1) + shift
-    share = shrinkage(images, split.running_mean, split.running_var)
+    share = shrinkage(images, [1 / len(images)] * len(images), split.running_mean, split.running_var)
     assert low <= share <= high
     own_var, own_mean = torch.var_mean(images, (0, 2, 3), unbiased=False)
     mean = share * split.running_mean + (1 - share) * own_mean
@@ -182,24 +184,11 @@ def test_autocast_does_not_round_the_statistics(features):
             torch.testing.assert_close(split(features.float()), expected, atol=1e-6, rtol=1e-6)
 
 
-def weighted_shrinkage(features, weights, mean, var):
-    """As `shrinkage`, where images count differently: the standard error of a weighted mean, unbiased."""
-    by_chance = distance = 0.0
-    square = sum(weight**2 for weight in weights)
-    for channel in range(features.shape[1]):
-        means = [image[channel].mean().item() for image in features]
-        average = sum(weight * value for weight, value in zip(weights, means, strict=True))
-        spread = sum(weight * (value - average) ** 2 for weight, value in zip(weights, means, strict=True))
-        by_chance += square * spread / (1 - square) / (var[channel].item() + 1e-5)
-        distance += (average - mean[channel].item()) ** 2 / (var[channel].item() + 1e-5)
-    return min(1.0, by_chance / distance)
-
-
 def test_shrunk_statistics_of_images_that_count_differently(features):
     split = SplitBatchNorm(batch_norm()).eval()
     images = (features - 1) / 2 + split.running_mean.view(1, 3, 1, 1) + 0.3
     weights = torch.linspace(1, 3, len(images), dtype=images.dtype).softmax(0)
-    share = weighted_shrinkage(images, weights.tolist(), split.running_mean, split.running_var)
+    share = shrinkage(images, weights.tolist(), split.running_mean, split.running_var)
     assert 0.05 < share < 0.9
     mean = torch.einsum("n,nchw->c", weights, images) / images[0, 0].numel()
     var = torch.einsum("n,nchw->c", weights, (images - mean.view(-1, 1, 1)) ** 2) / images[0, 0].numel()

@@ -41,7 +41,6 @@ def load_digit_scenes(
         images of `size` x `size` pixels.
 
     Raises:
-        ImportError: if scikit-learn is missing where its digits are needed.
         ValueError: for sizes or numbers below 1, and for digits that are larger than the scene.
 
     Example:

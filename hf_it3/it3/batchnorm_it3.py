@@ -61,6 +61,7 @@ class ChosenStatistics(NamedTuple):
         return torch.lerp(own_mean, mean, share), torch.lerp(own_var, var, share)
 
     def _weights_of(self, features: Tensor) -> Tensor:
+        """The weights of images, or equal ones of rows where nothing tells which rows are of one image."""
         rows = len(features)
         if self.weights is None or rows % len(self.weights):
             return features.new_full((rows,), 1 / rows)
