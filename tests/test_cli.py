@@ -200,6 +200,7 @@ def test_options_may_be_written_with_dashes(failing, monkeypatch):
 TAKES = {
     "dataset": {"demo", "evaluate", "calibrate", "train", "app"},
     "config_name": {"evaluate", "calibrate", "train", "adapt", "app"},
+    "no_progress": {"evaluate", "calibrate", "predict", "adapt"},
     "revision": {"evaluate", "calibrate", "train", "inspect", "predict", "adapt", "push", "app"},
 }
 
@@ -256,6 +257,8 @@ def offline(monkeypatch):
             ["evaluate", "MODEL", "--dataset", "digits", "--config_name", "a"],
             "digits has no configurations, got config",
         ),
+        (["adapt", "MODEL", "digits", "--output_dir", "x", "--delta"], "--delta refers to the model by its name on"),
+        (["train", "--do_predict"], "hf-it3 predict MODEL IMAGES does it"),
         (["predict", "MODEL", __file__, "--no_adapt", "--scope", "image"], "leave --scope and --no_gate out"),
         (["train", "--labels", "a,b"], "--labels names 2 classes, and the data set has 10"),
         (["train", "--max_train_samples", "0"], "max_train_samples must be at least 1, got 0"),

@@ -66,6 +66,14 @@ def test_folders_of_classes_are_read_in_a_mix_that_repeats(class_folders, traine
         assert shuffled[position][1:] == [f"{entry['label']} {entry['score']:.3f}" for entry in classes]
 
 
+def test_progress_is_shown_unless_it_is_not_wanted(folder, trained_directory, capsys):
+    assert main(["predict", str(trained_directory), str(folder), "--no_progress"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["predict", str(trained_directory), str(folder)]) == 0
+    shown = {line.partition(":")[0] for line in capsys.readouterr().err.split("\r")}
+    assert {"Loading weights", "Classifying"} <= shown
+
+
 def test_json_lines_hold_unadapted_scores_and_whether_an_image_was_adapted(folder, trained_directory, capsys):
     output = folder / "answers.jsonl"
     arguments = ["predict", str(trained_directory), str(folder), "--no_gate", "--top_k", "2", "--output", str(output)]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from hf_it3 import IT3Config, IT3ForImageClassification
+from hf_it3.data import image_processor_for
 from hf_it3.hub.push import push_directory
 
 
@@ -103,6 +104,24 @@ class TestInterruptedPush:
         with pytest.raises(Exception, match="412"):
             push_directory(directory, repo)
         assert hub.read(repo, "NOTES.md") == b"new"
+
+
+class TestImageProcessors:
+    def test_one_that_cannot_be_asked_for_is_not_replaced(self, hub, hub_client, repo):
+        config = IT3ForImageClassification.from_pretrained(repo).config
+        with (
+            hub.fault("resolve_head", "drop", times=HEAD_TRIES * 20, match="preprocessor_config.json"),
+            pytest.raises(OSError, match=f"image processor of {repo} could not be downloaded"),
+        ):
+            image_processor_for(config)
+        assert image_processor_for(config).image_mean == [0.3]
+
+    def test_where_there_is_none_one_is_made(self, hub, hub_client, directory):
+        for file in directory.glob("*processor_config.json"):
+            file.unlink()
+        repo = hub.name("model")
+        push_directory(directory, repo)
+        assert image_processor_for(IT3ForImageClassification.from_pretrained(repo).config).image_mean == [0.5]
 
 
 class TestCards:

@@ -1,10 +1,11 @@
 """The `hf-it3` command: one subcommand per module."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..version import __version__
 from .options import check_sources
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser(command, only_explains).parse_args(arguments)
     try:
         check_sources(parsed)
-        status = parsed.run(parsed) or 0
+        with _without_bars() if getattr(parsed, "no_progress", False) else contextlib.nullcontext():
+            status = parsed.run(parsed) or 0
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -78,6 +80,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message += " (on the command line: --trust_remote_code)"
         print(f"hf-it3 {parsed.command}: error: {message}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hides the progress bars of transformers and the Hub's client, those of weights and downloads."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    loads, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if loads:
+            logging.enable_progress_bar()
+        if downloads:
+            enable_progress_bars()
 
 
 def _with_underscores(argument: str) -> str:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num_steps", type=int, metavar="N", help="optimizer steps per batch (default: the model's own)"
     )
     parser.add_argument("--learning_rate", type=float, help="default: the model's own")
-    add_shared(parser, "private", "include_code")
+    add_shared(parser, "private", "include_code", "no_progress")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,9 +31,15 @@ def run(arguments: argparse.Namespace) -> None:
     from huggingface_hub.utils import validate_repo_id
 
     from ..hub.adapted_model import adapt_to_images, save_adapted
+    from ..hub.card_facts import public_id
 
     if arguments.output_dir is None and arguments.push is None:
         raise ValueError("say where the adapted model goes: --output_dir DIR, --push user/name, or both")
+    if arguments.delta and public_id(arguments.model) is None:
+        raise ValueError(
+            f"--delta refers to the model by its name on the Hub, and {arguments.model} is here alone; push it first, "
+            "or leave --delta out"
+        )
     if len(arguments.images) == 1:
         check_source("image file or data set", arguments.images[0])
     if arguments.push is not None:
@@ -52,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         order=arguments.order,
         seed=arguments.seed,
         description=arguments.description,
+        show_progress=not arguments.no_progress,
         **overrides,
     )
     counts = model.config.base_model or {}

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="Hub name or directory of an idempotent model")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, and folders of them")
     add_shared(parser, "revision", "trust_remote_code", "task", "scope", "batch_size", "no_gate", "order", "seed")
+    add_shared(parser, "no_progress")
     parser.add_argument("--no_adapt", action="store_true", help="the plain model's answers")
     parser.add_argument("--top_k", type=positive, metavar="N", help="classes of each image (default: 1)")
     parser.add_argument(
@@ -50,7 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
     batch_size = arguments.batch_size or answer.model.config.adaptation.batch_size
     answers: list[Any] = [None] * len(files)
     reading = in_reading_order(list(range(len(files))), arguments.order, arguments.seed)
-    for start in tqdm(range(0, len(files), batch_size), report.title, unit="batch", file=sys.stderr):
+    starts = range(0, len(files), batch_size)
+    for start in tqdm(starts, report.title, unit="batch", file=sys.stderr, disable=arguments.no_progress):
         batch = reading[start : start + batch_size]
         given = answer([str(files[position]) for position in batch], adaptation_batch_size=batch_size, **settings)
         for position, entries in zip(batch, given, strict=True):

@@ -134,6 +134,8 @@ def _check_columns(rows: Any, arguments: IT3TrainingArguments, task: str) -> Non
 
 def _choose_what_to_do(arguments: IT3TrainingArguments, can_evaluate: bool) -> None:
     """Chooses to train and evaluate where neither was asked for; to evaluate during training is not to ask."""
+    if arguments.do_predict:
+        raise ValueError("--do_predict is not for this command; hf-it3 predict MODEL IMAGES does it")
     if arguments.do_train or (arguments.do_eval and arguments.eval_strategy == "no"):
         return
     arguments.do_train = True

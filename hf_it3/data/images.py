@@ -8,10 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 from transformers import AutoImageProcessor
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..it3.configuration_it3 import IT3Config
 from ..it3.image_processing_it3 import IT3ImageProcessor, to_mode
@@ -295,6 +304,7 @@ def image_processor_for(config: IT3Config, trust_remote_code: bool = False) -> A
 
     Raises:
         ValueError: for an image processor that is code of the checkpoint's own, without `trust_remote_code=True`.
+        OSError: if the Hub cannot be asked whether there is one, because another one would prepare images differently.
     """
     backbone = config.backbone_config
     for loaded in filter(lambda one: one.name_or_path, (config, backbone)):
@@ -308,6 +318,8 @@ def image_processor_for(config: IT3Config, trust_remote_code: bool = False) -> A
                     f"the image processor of {loaded.name_or_path} is code of its own; if you trust it, load it with "
                     "AutoImageProcessor and trust_remote_code=True, and pass it along"
                 ) from error
+            if isinstance(error, OSError) and _has_processor(loaded.name_or_path, hub["revision"]):
+                raise
             # There is no processor.
     size = getattr(backbone, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
@@ -318,3 +330,23 @@ def image_processor_for(config: IT3Config, trust_remote_code: bool = False) -> A
         image_mean=[0.5] * channels,
         image_std=[0.5] * channels,
     )
+
+
+def _has_processor(name: str, revision: str | None) -> bool:
+    """Whether a checkpoint has an image processor, whatever became of loading it, which takes every failure alike."""
+    if os.path.isdir(name):
+        return os.path.isfile(os.path.join(name, IMAGE_PROCESSOR_NAME))
+    known = try_to_load_from_cache(name, IMAGE_PROCESSOR_NAME, revision=revision)
+    if known is not None:
+        return known is not _CACHED_NO_EXIST
+    try:
+        hf_hub_download(name, IMAGE_PROCESSOR_NAME, revision=revision)
+    except Exception as error:  # connections end in errors of several packages
+        missing = (EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
+        if isinstance(error, missing) and not isinstance(error, LocalEntryNotFoundError):
+            return False
+        raise OSError(
+            f"the image processor of {name} could not be downloaded, and another one might prepare images "
+            f"differently; try again, or pass one along: {error}"
+        ) from error
+    return True

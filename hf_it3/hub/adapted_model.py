@@ -34,6 +34,7 @@ def adapt_to_images(
     seed: int = 0,
     description: str | None = None,
     trust_remote_code: bool = False,
+    show_progress: bool = True,
     **overrides: Any,
 ) -> IdempotentModel:
     """Adapts a model to images as one stream, batch after batch.
@@ -47,6 +48,7 @@ def adapt_to_images(
         order, seed: in which images are adapted to, see [`~hf_it3.data.in_reading_order`].
         description (`str`, *optional*): of the images, for the model card; by default their number.
         trust_remote_code (`bool`): whether code that model and image processor bring along may run.
+        show_progress (`bool`): whether to show a progress bar.
         overrides: fields of [`AdaptationConfig`] that differ from the model's settings.
 
     Returns:
@@ -60,7 +62,8 @@ def adapt_to_images(
     collator = ImageCollator(image_processor_for(loaded.config, trust_remote_code))
     source, rows = _open(images, config_name, split)
     rows = in_reading_order(rows, order, seed)
-    for batch in tqdm(_batches(rows, adapter.config.batch_size, collator), "Adapting", unit="batch"):
+    batches = _batches(rows, adapter.config.batch_size, collator)
+    for batch in tqdm(batches, "Adapting", unit="batch", disable=not show_progress):
         adapter(batch)
     adapted = adapter.adapted_model()
     adapted._image_processor = collator.image_processor
