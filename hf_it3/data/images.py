@@ -308,17 +308,16 @@ def image_processor_for(config: IT3Config, trust_remote_code: bool = False) -> A
     """
     backbone = config.backbone_config
     for loaded in filter(lambda one: one.name_or_path, (config, backbone)):
-        # Of the same commit as the weights.
-        hub = {"revision": getattr(loaded, "_commit_hash", None), "trust_remote_code": trust_remote_code}
+        name, revision = str(loaded.name_or_path), getattr(loaded, "_commit_hash", None)  # the commit of the weights
         try:
-            return AutoImageProcessor.from_pretrained(loaded.name_or_path, **hub)
+            return AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
             if "trust_remote_code" in str(error):
                 raise ValueError(
-                    f"the image processor of {loaded.name_or_path} is code of its own; if you trust it, load it with "
+                    f"the image processor of {name} is code of its own; if you trust it, load it with "
                     "AutoImageProcessor and trust_remote_code=True, and pass it along"
                 ) from error
-            if isinstance(error, OSError) and _has_processor(loaded.name_or_path, hub["revision"]):
+            if isinstance(error, OSError) and _has_processor(name, revision):
                 raise
             # There is no processor.
     size = getattr(backbone, "image_size", 224)

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from .adaptation_config_it3 import AdaptationConfig
+from .augmentation_it3 import Augmentation
 from .batchnorm_it3 import norm_statistics
 from .injection_it3 import watched_features
 from .objective_it3 import Objective, move_average
 from .optimizers_it3 import forget_history, lay_out_history, make_optimizer, take_step
 from .shell_it3 import ModelShell
-from .shift_reference_it3 import ShiftReference
+from .shift_reference_it3 import Observation, ShiftReference
+from .task_it3 import Task
 
 
 # Images that seem to be sorted by class keep this many times as much of the training statistics.
@@ -62,6 +64,21 @@ def chosen_statistics(
     return norm_statistics(config.norm_statistics, config.prior_count or 0, per_image, weights)
 
 
+def augmentation_for(config: AdaptationConfig, task: Task, count: int) -> Augmentation:
+    """Makes copies to average over, of the kinds that the settings ask for and the task allows.
+
+    Raises:
+        ValueError: for crops in a task that needs the whole image.
+    """
+    kinds = config.augmentation_kinds or (None if task.takes_crops else ("warp",))
+    if not task.takes_crops and "crop" in (kinds or ()):
+        raise ValueError(
+            f"augmentation_kinds={list(kinds or ())} cannot act in {task.name}: a crop tells less than the whole "
+            "image; leave 'crop' out"
+        )
+    return Augmentation(count, kinds)
+
+
 class SharedAdaptation:
     """Adapts one set of weights, the shell's, to a group of images.
 
@@ -87,8 +104,15 @@ class SharedAdaptation:
         self.config = config
         self.objective = objective
         self.task = objective.task
+        count = 1 if alone else config.batch_augmentations or 1
+        self.augmentation = augmentation_for(config, self.task, count) if count > 1 else None
         self.anchor_shell = ModelShell(shell.model, config.parameters) if config.anchor == "ema" else None
         self._optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def averages(self) -> bool:
+        """Whether answers are means over copies."""
+        return self.augmentation is not None
 
     @property
     def sees_as_first(self) -> bool:
@@ -160,18 +184,21 @@ class SharedAdaptation:
         self, images: Tensor, first: Passes | None, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, Tensor]:
         """Adapts from whatever weights the shell has; see `run`."""
-        answers = None if first is None else first.y0.detach()
-        if answers is not None and self._seems_sorted(answers):
+        is_far = self._is_far(first)
+        if first is not None and not is_far and self._seems_sorted(first.y0.detach()):
             logits = self._answer_sorted(images)
-            answers = self.task.predict(logits)
-            if self._seems_sorted(answers):
+            if self._seems_sorted(self.task.predict(logits)):
                 return logits, _as_losses([], logits)
         losses: list[float] = []
         # The frozen anchor answers the same in every step, so it is asked once.
         frozen_y1 = first.y1.detach() if first is not None and self.sees_as_first else None
         with_diversity = seems_sorted = False
-        # Shifted images are told apart best once features are corrected, so steps give the first classes to balance.
-        weights = self._image_weights(answers, balanced=self.config.num_steps == 0)
+        # Shifted images are told apart once features are corrected, so these give the first classes to balance.
+        weights = self._image_weights(images)
+        if self.config.num_steps == 0:
+            y0 = self.task.predict(self._answer(images, weights))
+            seems_sorted = self._seems_sorted(y0)
+            weights = weights if seems_sorted else self._image_weights(images, y0)
         for step in range(self.config.num_steps or 0):
             if step == 0 and first is not None and first.has_graph and self.can_start_from_first:
                 y0, distances = first.y0, first.distances
@@ -191,14 +218,11 @@ class SharedAdaptation:
             losses.append(loss.item())
             if not (math.isfinite(losses[-1]) and self._step(loss, optimizer)):
                 return torch.full_like(y0.detach(), float("nan")), images.new_tensor(losses, dtype=y0.dtype)
-            weights = self._image_weights(y0.detach())
-        if not seems_sorted:
-            with torch.no_grad(), chosen_statistics(self.config, self.alone, weights):
-                logits = self.shell(images)
-            if not losses:
-                seems_sorted = self._seems_sorted(self.task.predict(logits))
-        if seems_sorted:
+            weights = self._image_weights(images, y0.detach())
+        if seems_sorted and not is_far:
             logits = self._answer_sorted(images)
+        else:
+            logits = self._answer(images, weights)
         return logits, _as_losses(losses, logits)
 
     def _wants_diversity(self, y0: Tensor) -> bool:
@@ -206,19 +230,31 @@ class SharedAdaptation:
         several = len(y0) > 1 or y0.ndim > 2
         return config.diversity_weight > 0 and several and self.task.largest_share(y0) <= config.max_class_share
 
+    @property
+    def _minds_order(self) -> bool:
+        """Whether images share statistics, and are taken for a mix of classes."""
+        return not (self.alone or self.sees_as_first or self.config.diversity_weight == 0)
+
     def _seems_sorted(self, y0: Tensor) -> bool:
         """Whether images are less mixed than clean ones are, although the settings would keep the classes apart."""
-        if self.alone or self.sees_as_first or self.config.diversity_weight == 0:
-            return False
         classes = self.task.image_classes(y0)
-        return bool(self._reference.are_of_few_classes(classes[None]).item())
+        return self._minds_order and bool(self._reference.are_of_few_classes(classes[None]).item())
 
-    def _image_weights(self, answers: Tensor | None, balanced: bool = True) -> Tensor | None:
-        """How much each image counts in the statistics of the batch, given what it was predicted as."""
-        if self.alone or self.sees_as_first or answers is None:
+    def _is_far(self, first: Passes | None) -> bool:
+        """Whether images are shifted so far that they may be taken for a few classes in any order. Statistics of the
+        batch serve them best even if they are sorted."""
+        if first is None or first.features is None or not self._minds_order:
+            return False
+        classes = self.task.image_classes(first.y0.detach())
+        seen = Observation(first.features.detach(), classes, first.distances.detach())
+        return bool(self._reference.are_far_apart(seen.together()).item())
+
+    def _image_weights(self, images: Tensor, answers: Tensor | None = None) -> Tensor | None:
+        """How much each image counts in the statistics of the batch, by what it was predicted as if that is known."""
+        if self.alone or self.sees_as_first:
             return None
-        if not (balanced and self.config.class_balance):
-            return torch.full((len(answers),), 1 / len(answers), device=answers.device)
+        if answers is None or not self.config.class_balance:
+            return torch.full((len(images),), 1 / len(images), device=images.device)
         return self._reference.class_weights(self.task.image_classes(answers))
 
     @property
@@ -226,11 +262,26 @@ class SharedAdaptation:
         return self.shell.model.shift_reference  # type: ignore[return-value]
 
     @torch.no_grad()
+    def _answer(self, images: Tensor, weights: Tensor | None) -> Tensor:
+        """Logits with the chosen statistics."""
+        with chosen_statistics(self.config, self.alone, weights):
+            return self._average(images)
+
+    def _average(self, images: Tensor) -> Tensor:
+        """Logits of the mean prediction over copies, or of the images themselves where there are none."""
+        if self.augmentation is None:
+            return self.shell(images)
+        # One copy of every image at a time: these have the statistics that belong to them.
+        copies = self.augmentation.apply(images).unbind(1)
+        logits = torch.stack([self.shell(batch) for batch in copies], 1)
+        return self.task.average(self.augmentation.undo(logits))
+
+    @torch.no_grad()
     def _answer_sorted(self, images: Tensor) -> Tensor:
         """Logits for images whose statistics differ from those of training by their classes as well."""
         kind = "mixed" if self.config.norm_statistics == "shrunk" else self.config.norm_statistics
         with norm_statistics(kind, _SORTED_PRIORS * (self.config.prior_count or 0)):
-            return self.shell(images)
+            return self._average(images)
 
     def _second_prediction(self, images: Tensor, y0: Tensor, frozen_y1: Tensor | None) -> Tensor:
         """y1 = f(x, y0) of whoever is the anchor."""
