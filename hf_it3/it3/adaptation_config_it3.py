@@ -69,11 +69,7 @@ class AdaptationConfig:
         ema_decay (`float`): decay of the moving average per step, for anchor `"ema"`.
         max_grad_norm (`float` or `None`): clips the norm of the gradient (of each image's own for scope `"image"`).
         augmentations (`int`): scope `"average"`: number of copies of each image, itself included.
-        batch_augmentations (`int` or `None`): scopes `"batch"` and `"stream"`: the answer to an image that is adapted
-            to is the mean over this number of copies, itself included, each predicted with the others' of its kind.
-            Weights adapt to the images themselves. `None` is 2 for classes of colour images where clean images were
-            measured to keep their answer when changed so, else 1.
-        augmentation_kinds (`list[str]` or `None`): how copies differ, see [`Augmentation`]:
+        augmentation_kinds (`list[str]` or `None`): scope `"average"`: how copies differ, see [`Augmentation`]:
             `"warp"` (small shifts, rotations and scalings), `"crop"`, `"flip"` (left to right), `"color"`. `None` is
             crop and flip for classes of colour images, else warp. Name `["warp"]` for digits, letters or signs in
             colour: they must not be mirrored.
@@ -122,7 +118,6 @@ class AdaptationConfig:
     ema_decay: float = 0.99
     max_grad_norm: float | None = None
     augmentations: int = 8
-    batch_augmentations: int | None = None
     augmentation_kinds: Sequence[str] | None = None
     augmentation_steps: int = 0
     single_image: str = "average"
@@ -156,7 +151,6 @@ class AdaptationConfig:
         self._check_number("ema_decay", float, 0, 1)
         self._check_number("max_grad_norm", float, 0, optional=True)
         self._check_number("augmentations", int, 0)
-        self._check_number("batch_augmentations", int, 1, optional=True)
         self._check_kinds()
         self._check_number("augmentation_steps", int, 0)
         self._check_number("chunk_size", int, 1, optional=True)

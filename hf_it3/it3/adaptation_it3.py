@@ -287,8 +287,7 @@ class TestTimeAdapter:
         if logits is None:
             return
         good, positions = self._put_logits(output, chosen, logits)
-        adaptation = self.alone.get(scope) or self.shared
-        output.averaged[positions] = adaptation.averages
+        output.averaged[positions] = scope in self.alone and self.alone[scope].averages
         output.adapted[positions] = len(history) > 0 or self._config_of(scope).norm_statistics != "source"
         if scope in self.alone:
             self.latest_counts = None if len(history) else self.latest_counts

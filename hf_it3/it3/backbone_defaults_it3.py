@@ -18,7 +18,6 @@ BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "norm_statistics": "shrunk",
         "prior_count": 64,
-        "batch_augmentations": 2,
     },
     "layer_norm": {
         "parameters": "norm",
@@ -26,7 +25,6 @@ BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "norm_statistics": "mixed",
         "prior_count": 16,
-        "batch_augmentations": 2,
     },
     "plain": {
         "parameters": "all",
@@ -34,7 +32,6 @@ BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-4,
         "norm_statistics": "mixed",
         "prior_count": 16,
-        "batch_augmentations": 1,
     },
 }
 # What differs for images that adapt alone. Statistics of one image mislead deep networks, whose last maps are small.
@@ -66,8 +63,6 @@ def resolve_defaults(config: AdaptationConfig, model: IdempotentModel) -> Adapta
         aligns = model.feature_statistics.is_measured and (is_chosen or task_aligns)
         if not aligns or config.norm_statistics == "batch":  # that is of BatchNorm alone
             resolved["norm_statistics"] = "source"
-    if config.batch_augmentations is None and not (task_aligns and model.shift_reference.copies_agree):
-        resolved["batch_augmentations"] = 1
     if config.anchor is None:
         resolved["anchor"] = config.effective_anchor
     return config.replace(**resolved)

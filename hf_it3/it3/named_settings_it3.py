@@ -44,7 +44,6 @@ def _uses(settings: AdaptationConfig, names_steps: bool) -> dict[str, tuple[Any,
     scope = settings.scope
     shares = scope in ("batch", "stream")
     averages = scope == "average" or (scope == "batch" and settings.single_image == "average")
-    changes = averages or (shares and settings.batch_augmentations != 1)
     takes_steps = scope != "average" or names_steps or settings.augmentation_steps > 0
     is_alone = scope in ("image", "average") or (
         scope == "batch" and (settings.single_image == "image" or settings.augmentation_steps > 0)
@@ -56,8 +55,7 @@ def _uses(settings: AdaptationConfig, names_steps: bool) -> dict[str, tuple[Any,
         "max_class_share": (settings.max_class_share < 1, shares, "where images share weights"),
         "class_balance": (settings.class_balance, shares, "where images share weights"),
         "augmentations": (settings.augmentations > 1, averages, "in scope 'average'"),
-        "batch_augmentations": ((settings.batch_augmentations or 1) > 1, shares, "where images share weights"),
-        "augmentation_kinds": (True, changes, "where copies are averaged over"),
+        "augmentation_kinds": (True, averages, "in scope 'average'"),
         "augmentation_steps": (settings.augmentation_steps, averages, "in scope 'average'"),
         "single_image": (True, scope == "batch", "in scope 'batch'"),
         "gate_window": (True, scope == "stream", "in scope 'stream'"),

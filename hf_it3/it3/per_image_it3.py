@@ -13,7 +13,7 @@ from .interface_it3 import idempotent_model
 from .objective_it3 import Objective, move_average
 from .optimizers_it3 import forget_history, make_optimizer, take_step
 from .shell_it3 import ModelShell, laid_out_as
-from .steps_it3 import Passes, SharedAdaptation, augmentation_for, chosen_statistics
+from .steps_it3 import Passes, SharedAdaptation, chosen_statistics
 
 
 # Above this many adapted values per image, one image after the other is faster on a CPU.
@@ -54,7 +54,14 @@ class ImageAdaptation:
         augmentation = None
         if config.scope == "average":
             config = config.replace(num_steps=config.augmentation_steps)
-            augmentation = augmentation_for(config, objective.task, config.augmentations)
+            task = objective.task
+            kinds = config.augmentation_kinds or (None if task.takes_crops else ("warp",))
+            if not task.takes_crops and "crop" in (kinds or ()):
+                raise ValueError(
+                    f"augmentation_kinds={list(kinds or ())} cannot act in {task.name}: a crop tells less than the "
+                    "whole image; leave 'crop' out"
+                )
+            augmentation = Augmentation(config.augmentations, kinds)
         return cls(SharedAdaptation(shell, shell, config, objective, alone=True), augmentation)
 
     def _choose_vectorize(self) -> bool:

@@ -26,9 +26,6 @@ _MIX_DRIFT = 0.3
 # Images lie beyond clean ones where the mean of their features lies as far from that of these as few single ones do:
 # two standard deviations, squared.
 _FAR = 4.0
-# Copies agree with their images where the mean cosine of both predictions is at least this: 0.90 to 0.97 for mirrored
-# photographs of things, 0.4 for mirrored digits.
-_AGREEMENT = 0.8
 # Mean features of classes are kept up to this number of values, correlations up to this number of features.
 _MAX_CLASS_VALUES = 2_000_000
 _MAX_CORRELATED = 3072
@@ -46,51 +43,41 @@ class Observation:
         features (`Tensor` of shape `(N, F)`): the first features, see [`ShiftReference`].
         classes (`Tensor` of shape `(N,)`): the class that each is predicted as.
         distances (`Tensor` of shape `(N,)`): the idempotence distances.
-        agreements (`Tensor` of shape `(N,)`, *optional*): of clean images, the cosine of the predictions for each and
-            for a changed copy of it; 0 where copies are not used.
     """
 
     features: Tensor
     classes: Tensor
     distances: Tensor
-    agreements: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.distances)
 
     def __getitem__(self, chosen: Tensor | slice) -> "Observation":
-        return self._each(lambda values: values[chosen])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Observation":
-        return Observation(**{name: change(values) for name, values in self.items()})
-
-    def items(self) -> list[tuple[str, Tensor]]:
-        """What was seen, by name."""
-        return [(name, values) for name, values in vars(self).items() if values is not None]
+        return Observation(self.features[chosen], self.classes[chosen], self.distances[chosen])
 
     @classmethod
     def join(cls, parts: "list[Observation]") -> "Observation":
         """Several observations as one."""
-        names = set.intersection(*({name for name, _ in part.items()} for part in parts))
-        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        names = ("features", "classes", "distances")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     @classmethod
     def empty(cls, reference: "ShiftReference") -> "Observation":
         """Of no images."""
         features = torch.zeros(0, reference.feature_mean.shape[1])
-        return cls(features, torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0))
+        return cls(features, torch.zeros(0, dtype=torch.long), torch.zeros(0))
 
     def together(self) -> "Observation":
         """All images as one group: shape `(1, N, ...)`."""
-        return self._each(lambda values: values[None])
+        return Observation(self.features[None], self.classes[None], self.distances[None])
 
     def each(self) -> "Observation":
         """Each image as a group of its own: shape `(N, 1, ...)`."""
-        return self._each(lambda values: values[:, None])
+        return Observation(self.features[:, None], self.classes[:, None], self.distances[:, None])
 
     def cpu(self) -> "Observation":
         """The same in the computer's memory."""
-        return self._each(Tensor.cpu)
+        return Observation(self.features.cpu(), self.classes.cpu(), self.distances.cpu())
 
 
 class ShiftReference(CleanBuffers):
@@ -116,7 +103,6 @@ class ShiftReference(CleanBuffers):
     feature_limits: Tensor
     class_limits: Tensor
     class_shares: Tensor
-    agreement: Tensor
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
@@ -133,7 +119,6 @@ class ShiftReference(CleanBuffers):
             feature_limits=limits,
             class_limits=limits,
             class_shares=(num_classes,),
-            agreement=(1,),
         )
         self.num_classes = num_classes
 
@@ -141,11 +126,6 @@ class ShiftReference(CleanBuffers):
     def is_measured(self) -> bool:
         """Whether there is anything to compare with."""
         return self.num_images.device.type != "meta" and self.num_images.item() > 0
-
-    @property
-    def copies_agree(self) -> bool:
-        """Whether changed copies of clean images get their images' answer as a rule; older weights do not know."""
-        return self.is_measured and self.agreement.item() >= _AGREEMENT
 
     @torch.no_grad()
     def measure(self, clean: Observation, seed: int = 0) -> None:
@@ -181,7 +161,6 @@ class ShiftReference(CleanBuffers):
             feature_limits=_group_limits(parts, lambda means: means.square().mean(1), seed),
             class_limits=_group_limits([kinds[pool]], lambda shares: shares.square().sum(1), seed, as_they_are=True),
             class_shares=kinds.double().mean(0),
-            agreement=torch.zeros(1) if clean.agreements is None else clean.agreements.double().mean()[None],
         )
 
     def _apart(self, values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

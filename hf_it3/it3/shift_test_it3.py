@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.utils import logging
 
-from .alignment_it3 import Sums, collected_statistics
-from .augmentation_it3 import Augmentation
+from .alignment_it3 import Sums
 from .injection_it3 import watched_features
 from .interface_it3 import IdempotentModel
 from .objective_it3 import IdempotenceDistance
@@ -183,13 +181,7 @@ def observe(model: IdempotentModel, pixel_values: Tensor, distance: IdempotenceD
         y0 = task.predict(model(pixel_values, return_dict=True).logits)
     y1 = task.predict(model(pixel_values, label_signal=y0, return_dict=True).logits)
     distance = distance or IdempotenceDistance(model.config.distance, task)
-    distances = distance(y1, y0)
-    agreements = torch.zeros_like(distances)
-    if task.takes_crops and pixel_values.shape[1] == 3:
-        copies = Augmentation(2, model.config.adaptation.augmentation_kinds).apply(pixel_values)[:, 1]
-        with collected_statistics({}):  # those of copies are nobody's
-            agreements = F.cosine_similarity(y0, task.predict(model(copies, return_dict=True).logits))
-    return Observation(features[0], task.image_classes(y0), distances, agreements)
+    return Observation(features[0], task.image_classes(y0), distance(y1, y0))
 
 
 def store_reference(

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from .adaptation_config_it3 import AdaptationConfig
-from .augmentation_it3 import Augmentation
 from .batchnorm_it3 import norm_statistics
 from .injection_it3 import watched_features
 from .objective_it3 import Objective, move_average
 from .optimizers_it3 import forget_history, lay_out_history, make_optimizer, take_step
 from .shell_it3 import ModelShell
 from .shift_reference_it3 import Observation, ShiftReference
-from .task_it3 import Task
 
 
 # Images that seem to be sorted by class keep this many times as much of the training statistics.
@@ -64,21 +62,6 @@ def chosen_statistics(
     return norm_statistics(config.norm_statistics, config.prior_count or 0, per_image, weights)
 
 
-def augmentation_for(config: AdaptationConfig, task: Task, count: int) -> Augmentation:
-    """Makes copies to average over, of the kinds that the settings ask for and the task allows.
-
-    Raises:
-        ValueError: for crops in a task that needs the whole image.
-    """
-    kinds = config.augmentation_kinds or (None if task.takes_crops else ("warp",))
-    if not task.takes_crops and "crop" in (kinds or ()):
-        raise ValueError(
-            f"augmentation_kinds={list(kinds or ())} cannot act in {task.name}: a crop tells less than the whole "
-            "image; leave 'crop' out"
-        )
-    return Augmentation(count, kinds)
-
-
 class SharedAdaptation:
     """Adapts one set of weights, the shell's, to a group of images.
 
@@ -104,15 +87,8 @@ class SharedAdaptation:
         self.config = config
         self.objective = objective
         self.task = objective.task
-        count = 1 if alone else config.batch_augmentations or 1
-        self.augmentation = augmentation_for(config, self.task, count) if count > 1 else None
         self.anchor_shell = ModelShell(shell.model, config.parameters) if config.anchor == "ema" else None
         self._optimizer: torch.optim.Optimizer | None = None
-
-    @property
-    def averages(self) -> bool:
-        """Whether answers are means over copies."""
-        return self.augmentation is not None
 
     @property
     def sees_as_first(self) -> bool:
@@ -265,23 +241,14 @@ class SharedAdaptation:
     def _answer(self, images: Tensor, weights: Tensor | None) -> Tensor:
         """Logits with the chosen statistics."""
         with chosen_statistics(self.config, self.alone, weights):
-            return self._average(images)
-
-    def _average(self, images: Tensor) -> Tensor:
-        """Logits of the mean prediction over copies, or of the images themselves where there are none."""
-        if self.augmentation is None:
             return self.shell(images)
-        # One copy of every image at a time: these have the statistics that belong to them.
-        copies = self.augmentation.apply(images).unbind(1)
-        logits = torch.stack([self.shell(batch) for batch in copies], 1)
-        return self.task.average(self.augmentation.undo(logits))
 
     @torch.no_grad()
     def _answer_sorted(self, images: Tensor) -> Tensor:
         """Logits for images whose statistics differ from those of training by their classes as well."""
         kind = "mixed" if self.config.norm_statistics == "shrunk" else self.config.norm_statistics
         with norm_statistics(kind, _SORTED_PRIORS * (self.config.prior_count or 0)):
-            return self._average(images)
+            return self.shell(images)
 
     def _second_prediction(self, images: Tensor, y0: Tensor, frozen_y1: Tensor | None) -> Tensor:
         """y1 = f(x, y0) of whoever is the anchor."""

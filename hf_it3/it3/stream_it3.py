@@ -138,7 +138,7 @@ class Stream:
             "anchor": None if anchor is None else _copies(anchor.names, anchor.masters),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "guard": self.guard.state_dict(),
-            "window": None if self.window is None else dict(self.window.cpu().items()),
+            "window": None if self.window is None else vars(self.window.cpu()),
             "num_images": self.num_images,
             "num_steps": self.num_steps,
             "num_resets": self.num_resets,

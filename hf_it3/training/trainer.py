@@ -339,6 +339,6 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
             for inputs in progress:
                 with self.compute_loss_context_manager():
                     seen = observe(model, self._prepare_inputs(inputs)["pixel_values"])
-                gathered = {name: self.accelerator.gather_for_metrics(value) for name, value in seen.items()}
-                parts.append(Observation(**gathered).cpu())
+                gathered = (self.accelerator.gather_for_metrics(value) for value in vars(seen).values())
+                parts.append(Observation(*gathered).cpu())
         return Observation.join(parts), gather_object([sums])
