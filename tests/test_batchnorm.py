@@ -19,9 +19,11 @@ from hf_it3 import (
 from hf_it3.corruptions import corrupt
 from hf_it3.data import load_images
 from hf_it3.it3.batchnorm_it3 import SplitBatchNorm, norm_statistics, split_batch_norms
+from hf_it3.it3.distances_it3 import entropy
 from hf_it3.it3.injection_it3 import ForwardPass, running_pass
 from hf_it3.it3.moments_it3 import mean_and_variance
 from hf_it3.it3.shift_reference_it3 import ShiftReference
+from hf_it3.it3.steps_it3 import Passes, SharedAdaptation
 
 
 MNIST = Path(__file__).parents[1] / "../shared/data/mnist"
@@ -222,57 +224,85 @@ def test_statistics_per_image_are_those_of_a_batch_of_one(features, kind):
 
 
 class TestSortedBatches:
-    """Images that seem to be of few classes, by the first answer or by the aligned one."""
+    """Images of few classes: sorted ones, or those that a shift takes for few."""
 
     SETTINGS = {"gate": None, "norm_statistics": "shrunk", "prior_count": 4, "num_steps": 1, "learning_rate": 0.1}
 
     @pytest.fixture
-    def seems_sorted(self, monkeypatch):
-        def answer(*answers):
-            given = iter(answers)
-            monkeypatch.setattr(
-                ShiftReference, "are_of_few_classes", lambda self, classes: torch.tensor([next(given)])
-            )
-
-        return answer
+    def few(self, monkeypatch):
+        """As if clean images were always of more than two classes."""
+        monkeypatch.setattr(
+            ShiftReference, "are_of_few_classes", lambda self, classes: torch.tensor([len(classes[0].unique()) <= 2])
+        )
 
     @staticmethod
     def under(model, images, *statistics):
         with torch.no_grad(), norm_statistics(*statistics):
             return model(images).logits
 
-    def test_they_keep_most_of_the_training_statistics_and_take_no_step(self, batch_norm_model, images, seems_sorted):
-        seems_sorted(True, True)
-        output = TestTimeAdapter(batch_norm_model, self.SETTINGS)(images)
-        torch.testing.assert_close(output.logits, self.under(batch_norm_model, images, "mixed", 8 * 4))
-        assert len(output.loss_history) == 0
-        assert output.adapted.all()
+    @staticmethod
+    def predicted(classes, confidence):
+        """Predictions of these classes, each with this probability."""
+        return torch.full((len(classes), 10), (1 - confidence) / 9).scatter(
+            1, torch.tensor(classes)[:, None], confidence
+        )
 
-    def test_a_shift_that_only_looks_like_it_is_adapted_to(self, batch_norm_model, images, seems_sorted):
-        seems_sorted(False, False)
-        usual = TestTimeAdapter(batch_norm_model, self.SETTINGS)(images)
-        seems_sorted(True, False, False)
-        output = TestTimeAdapter(batch_norm_model, self.SETTINGS)(images)
-        assert len(output.loss_history) == 1
-        torch.testing.assert_close(output.logits, usual.logits)
+    ONE, MIX, KEPT, LOST = [0] * 8, [0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 1]
+
+    @pytest.mark.parametrize(
+        ("first", "corrected", "sorted_by_class"),
+        [
+            ((ONE, 0.9), (KEPT, 0.6), True),  # two of eight stay
+            ((ONE, 0.9), (LOST, 0.6), False),  # one of eight stays
+            ((ONE, 0.6), (KEPT, 0.9), False),  # surer than before
+            ((MIX, 0.9), (MIX, 0.6), False),
+            ((MIX, 0.9), (ONE, 0.6), False),
+            ((ONE, 0.9), (ONE, 0.6), True),
+            (([0, 0, 1, 2] * 2, 0.9), ([0, 0, 1, 1] * 2, 0.6), True),
+        ],
+    )
+    def test_order_leaves_answers_less_sure_and_some_of_them_as_they_were(
+        self, batch_norm_model, few, first, corrected, sorted_by_class
+    ):
+        shared = TestTimeAdapter(batch_norm_model).shared
+        y0 = self.predicted(*first)
+        passes = Passes(y0.log(), y0, y0, torch.zeros(8))
+        assert shared._are_sorted(passes, self.predicted(*corrected)) == sorted_by_class
+
+    def test_networks_without_normalisation_layers_are_not_asked(self, model, few):
+        shared = TestTimeAdapter(model, norm_statistics="mixed").shared
+        y0 = self.predicted(self.ONE, 0.9)
+        assert not shared._are_sorted(Passes(y0.log(), y0, y0, torch.zeros(8)), self.predicted(self.ONE, 0.6))
 
     @pytest.mark.parametrize("num_steps", [0, 1])
-    def test_they_are_found_after_alignment_too(self, batch_norm_model, images, seems_sorted, num_steps):
-        seems_sorted(False, True)
-        output = TestTimeAdapter(batch_norm_model, self.SETTINGS, num_steps=num_steps)(images)
-        torch.testing.assert_close(output.logits, self.under(batch_norm_model, images, "mixed", 8 * 4))
+    @pytest.mark.parametrize("scope", ["batch", "stream"])
+    def test_sorted_images_get_the_surer_of_two_answers(self, batch_norm_model, images, monkeypatch, scope, num_steps):
+        """That with most of the training statistics, or else the unadapted one."""
+        monkeypatch.setattr(SharedAdaptation, "_are_sorted", lambda *call: True)
+        found = set()
+        for scale in (0.1, 1.0, 5.0):
+            unadapted = batch_norm_model(scale * images).logits
+            careful = self.under(batch_norm_model, scale * images, "mixed", 8 * 4)
+            is_surer = entropy(careful.softmax(1)).mean() < entropy(unadapted.softmax(1)).mean()
+            output = TestTimeAdapter(batch_norm_model, self.SETTINGS, scope=scope, num_steps=num_steps)(scale * images)
+            torch.testing.assert_close(output.logits, careful if is_surer else unadapted)
+            assert output.adapted.all() == is_surer
+            assert len(output.loss_history) == 0
+            found.add(is_surer.item())
+        assert found == {True, False}
 
     @pytest.mark.parametrize("num_steps", [0, 1])
-    def test_what_lies_far_from_clean_images_is_adapted_to(self, batch_norm_model, images, monkeypatch, num_steps):
-        """A shift may take all images for a few classes, and training statistics would leave it so."""
-        monkeypatch.setattr(ShiftReference, "are_far_apart", lambda self, groups: torch.tensor([True]))
-        monkeypatch.setattr(ShiftReference, "are_of_few_classes", lambda self, classes: torch.tensor([True]))
+    def test_what_a_shift_takes_for_few_classes_has_the_statistics_of_the_batch(
+        self, batch_norm_model, images, monkeypatch, num_steps
+    ):
+        monkeypatch.setattr(ShiftReference, "are_of_few_classes", lambda *call: torch.tensor([True]))
+        monkeypatch.setattr(SharedAdaptation, "_are_sorted", lambda *call: False)
         output = TestTimeAdapter(batch_norm_model, self.SETTINGS, num_steps=num_steps)(images)
         torch.testing.assert_close(output.logits, self.under(batch_norm_model, images, "shrunk", 4))
         assert len(output.loss_history) == 0
 
-    def test_methods_without_a_diversity_term_do_not_ask(self, batch_norm_model, images, seems_sorted):
-        seems_sorted()  # no answer: to ask would raise StopIteration
+    def test_methods_without_a_diversity_term_do_not_ask(self, batch_norm_model, images, monkeypatch):
+        monkeypatch.delattr(ShiftReference, "are_of_few_classes")
         output = TestTimeAdapter(batch_norm_model, AdaptationConfig.preset("tent"))(images)
         assert len(output.loss_history) == 1
 

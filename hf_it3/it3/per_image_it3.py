@@ -157,6 +157,7 @@ class ImageAdaptation:
             self.shell.reset()
             passes = None if first is None else first[slice(index, index + 1)]
             answer, history = self.shared.run(image_views, passes)
+            assert answer is not None  # one image has no order
             logits.append(answer)
             missing = self.num_steps - len(history)  # of an image whose objective was not finite
             losses.append(torch.cat([history, history.new_full((missing,), float("nan"))]))

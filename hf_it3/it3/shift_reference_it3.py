@@ -23,9 +23,6 @@ _MAX_POOL = 1000
 _PRIOR_IMAGES = 4
 # Images of another day, and answers to shifted ones, are this share less mixed without being sorted.
 _MIX_DRIFT = 0.3
-# Images lie beyond clean ones where the mean of their features lies as far from that of these as few single ones do:
-# two standard deviations, squared.
-_FAR = 4.0
 # Mean features of classes are kept up to this number of values, correlations up to this number of features.
 _MAX_CLASS_VALUES = 2_000_000
 _MAX_CORRELATED = 3072
@@ -184,14 +181,6 @@ class ShiftReference(CleanBuffers):
         if self.feature_whitening[:1, :1].any():  # all zero in weights from before correlations were kept
             means = means @ self.feature_whitening
         return means.square().mean(1)
-
-    def are_far_apart(self, groups: Observation) -> Tensor:
-        """Which groups of images `(G, n, ...)` lie where hardly a clean image does, by their first features, shape
-        `(G,)`: a shift so large that predictions of few classes need no other reason."""
-        if not self.is_measured:
-            return torch.zeros(len(groups), dtype=torch.bool, device=groups.distances.device)
-        chance = scale(groups.distances.shape[1], self.num_images.item()) ** 2
-        return self.feature_statistics(groups) > _FAR * chance
 
     def distance_statistics(self, distances: Tensor, classes: Tensor) -> Tensor:
         """How many standard errors the mean of standardised distances `(G, n)` of G groups of n images lies above that

@@ -115,11 +115,11 @@ class Stream:
         return self.window
 
     def run(self, pixel_values: Tensor, first: Passes) -> tuple[Tensor | None, Tensor]:
-        """Takes the stream one batch further; see `SharedAdaptation.run`. No logits if the stream has collapsed."""
+        """Takes the stream one batch further; see `SharedAdaptation.run`. A collapsed stream has no logits."""
         logits, history = self.shared.continue_from(pixel_values, first, self.optimizer)
         self.num_images += len(pixel_values)
         self.num_steps += len(history)
-        if self.config.collapse_guard and logits.isfinite().all():
+        if logits is not None and self.config.collapse_guard and logits.isfinite().all():
             loss = history[0].item() if len(history) else None
             reason = self.guard.verdict(self.shared.task.predict(logits), first.y0.detach(), loss)
             if reason is not None:
