@@ -25,6 +25,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from ..it3.configuration_it3 import IT3Config
 from ..it3.image_processing_it3 import IT3ImageProcessor, to_mode
 from ..it3.task_it3 import check_label_range
+from ..utils import noting
 
 
 DIGITS = "digits"
@@ -304,7 +305,8 @@ def image_processor_for(config: IT3Config, trust_remote_code: bool = False) -> A
 
     Raises:
         ValueError: for an image processor that is code of the checkpoint's own, without `trust_remote_code=True`.
-        OSError: if the Hub cannot be asked whether there is one, because another one would prepare images differently.
+        OSError, httpx.HTTPError: if the Hub cannot be asked whether there is one, because another one might prepare
+            images differently.
     """
     backbone = config.backbone_config
     for loaded in filter(lambda one: one.name_or_path, (config, backbone)):
@@ -339,13 +341,12 @@ def _has_processor(name: str, revision: str | None) -> bool:
     if known is not None:
         return known is not _CACHED_NO_EXIST
     try:
-        hf_hub_download(name, IMAGE_PROCESSOR_NAME, revision=revision)
-    except Exception as error:  # connections end in errors of several packages
-        missing = (EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
-        if isinstance(error, missing) and not isinstance(error, LocalEntryNotFoundError):
-            return False
-        raise OSError(
-            f"the image processor of {name} could not be downloaded, and another one might prepare images "
-            f"differently; try again, or pass one along: {error}"
-        ) from error
+        with noting(
+            f"looking for the image processor of {name}; with another one, images might be prepared differently"
+        ):
+            hf_hub_download(name, IMAGE_PROCESSOR_NAME, revision=revision)
+    except LocalEntryNotFoundError:  # no connection, and nothing in the cache
+        raise
+    except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
+        return False
     return True
