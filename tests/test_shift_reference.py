@@ -68,6 +68,22 @@ def test_what_was_measured_before_correlations_were_kept_counts_features_one_by_
     assert older.feature_statistics(group.together()).item() == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_what_rounding_leaves_of_a_constant_feature_is_no_shift(monkeypatch, older):
+    """The deviation over space of a channel that is the same everywhere, on another machine."""
+    if older:
+        monkeypatch.setattr("hf_it3.it3.shift_reference_it3._CONSTANT", 0.0)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1000, 8, generator=generator)
+    features[:, 7] *= 1e-7
+    made = ShiftReference(4, 1)
+    made.measure(of_one_class(features))
+    monkeypatch.undo()
+    group = torch.randn(64, 8, generator=generator)
+    group[:, 7] = 1e-6
+    assert made.feature_statistics(of_one_class(group).together()).item() < made.limits("feature", 64)[-1]
+
+
 def test_a_change_of_what_belongs_together_is_seen_where_means_hardly_move():
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(3000, 1, generator=generator)

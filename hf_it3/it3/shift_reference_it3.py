@@ -17,6 +17,8 @@ GROUP_SIZES = tuple(4**power for power in range(6))
 LEVELS = (0.0, 1.0, 2.0, 3.0)
 _RESAMPLES = 4000
 _RESAMPLES_AT_ONCE = 500
+# A feature that deviates by less than this part of what features usually do is always the same, but for rounding.
+_CONSTANT = 1e-4
 # Images that groups are drawn from; means and deviations are those of all.
 _MAX_POOL = 1000
 # A class that few clean images were predicted as counts as if it had as many more of the mean image.
@@ -138,6 +140,7 @@ class ShiftReference(CleanBuffers):
         feature_mean, residuals = self._apart(features, rows)
         feature_std = _deviation(residuals)
         feature_std[feature_std <= 1e-6 * features.mean(0).abs().clamp_min(1e-6)] = math.inf  # the same in all images
+        feature_std = _without_constants(feature_std)
         residuals /= feature_std
         distances = (distances - distances.mean()) / _deviation(distances).clamp_min(1e-12)
         distance_mean, apart = self._apart(distances, rows)
@@ -177,7 +180,8 @@ class ShiftReference(CleanBuffers):
         that their correlations are not kept, those count as 0."""
         residuals = groups.features.float() - self.feature_mean[self._rows_of(groups.classes)]
         size = groups.distances.shape[1]
-        means = residuals.mean(1) / self.feature_std * scale(size, self.num_images.item())
+        std = _without_constants(self.feature_std)  # older weights may hold some
+        means = residuals.mean(1) / std * scale(size, self.num_images.item())
         if self.feature_whitening[:1, :1].any():  # all zero in weights from before correlations were kept
             means = means @ self.feature_whitening
         return means.square().mean(1)
@@ -226,6 +230,13 @@ class ShiftReference(CleanBuffers):
         low = min(int(position), len(GROUP_SIZES) - 2)
         row = torch.lerp(table[low], table[low + 1], position - low)
         return row.cummax(0).values.tolist()
+
+
+def _without_constants(std: Tensor) -> Tensor:
+    """Deviations of features, infinite where there is only what rounding leaves of a feature that is always the same,
+    which differs from machine to machine."""
+    known = std[std.isfinite()]
+    return std.masked_fill(std <= _CONSTANT * known.median(), math.inf) if len(known) else std
 
 
 def _deviation(values: Tensor) -> Tensor:
