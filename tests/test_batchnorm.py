@@ -267,12 +267,13 @@ class TestSortedBatches:
         shared = TestTimeAdapter(batch_norm_model).shared
         y0 = self.predicted(*first)
         passes = Passes(y0.log(), y0, y0, torch.zeros(8))
-        assert shared._are_sorted(passes, self.predicted(*corrected)) == sorted_by_class
+        corrected = self.predicted(*corrected)
+        assert shared._are_sorted(passes, corrected, shared._are_few(corrected)) == sorted_by_class
 
     def test_networks_without_normalisation_layers_are_not_asked(self, model, few):
         shared = TestTimeAdapter(model, norm_statistics="mixed").shared
         y0 = self.predicted(self.ONE, 0.9)
-        assert not shared._are_sorted(Passes(y0.log(), y0, y0, torch.zeros(8)), self.predicted(self.ONE, 0.6))
+        assert not shared._are_sorted(Passes(y0.log(), y0, y0, torch.zeros(8)), self.predicted(self.ONE, 0.6), True)
 
     @pytest.mark.parametrize("num_steps", [0, 1])
     @pytest.mark.parametrize("scope", ["batch", "stream"])

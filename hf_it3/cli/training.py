@@ -62,6 +62,8 @@ def train(
     backbone, dataset = backbone_and_dataset(*given)
     model_arguments = dataclasses.replace(model_arguments, backbone=backbone)
     data_arguments = dataclasses.replace(data_arguments, dataset=dataset)
+    if arguments.do_predict:
+        raise ValueError("--do_predict is not for this command; hf-it3 predict MODEL IMAGES does it")
     for name in ("max_train_samples", "max_eval_samples"):
         count = getattr(data_arguments, name)
         if count is not None and count < 1:
@@ -134,8 +136,6 @@ def _check_columns(rows: Any, arguments: IT3TrainingArguments, task: str) -> Non
 
 def _choose_what_to_do(arguments: IT3TrainingArguments, can_evaluate: bool) -> None:
     """Chooses to train and evaluate where neither was asked for; to evaluate during training is not to ask."""
-    if arguments.do_predict:
-        raise ValueError("--do_predict is not for this command; hf-it3 predict MODEL IMAGES does it")
     if arguments.do_train or (arguments.do_eval and arguments.eval_strategy == "no"):
         return
     arguments.do_train = True

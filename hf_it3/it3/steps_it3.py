@@ -175,9 +175,10 @@ class SharedAdaptation:
         weights = self._image_weights(images)
         if self.config.num_steps == 0:
             y0 = self.task.predict(self._answer(images, weights))
-            if first is not None and self._are_sorted(first, y0):
+            few = self._are_few(y0)
+            if first is not None and self._are_sorted(first, y0, few):
                 return self._answer_sorted(images, first), _as_losses([], y0)
-            weights = weights if self._are_few(y0) else self._image_weights(images, y0)
+            weights = weights if few else self._image_weights(images, y0)
         for step in range(self.config.num_steps or 0):
             if step == 0 and first is not None and first.has_graph and self.can_start_from_first:
                 y0, distances = first.y0, first.distances
@@ -189,9 +190,10 @@ class SharedAdaptation:
                     y1 = self._second_prediction(images, y0, frozen_y1)
                 distances = self.objective.distance(y1, y0)
             if step == 0:
-                if first is not None and self._are_sorted(first, y0.detach()):
+                few = self._are_few(y0.detach())
+                if first is not None and self._are_sorted(first, y0.detach(), few):
                     return self._answer_sorted(images, first), _as_losses([], y0)
-                if self._are_few(y0.detach()):
+                if few:
                     break  # nothing keeps the classes apart, and the statistics are corrected already
                 with_diversity = not self.alone and self._wants_diversity(y0.detach())
             loss = self.objective(distances, y0, with_diversity)
@@ -214,14 +216,15 @@ class SharedAdaptation:
         classes = self.task.image_classes(y0)
         return bool(self._reference.are_of_few_classes(classes[None]).item())
 
-    def _are_sorted(self, first: Passes, corrected: Tensor) -> bool:
-        """Whether images are of few classes because of their order, rather than because a shift makes them look so.
+    def _are_sorted(self, first: Passes, corrected: Tensor, few: bool) -> bool:
+        """Whether images are of few classes because of their order, rather than because a shift makes them look so;
+        `few` tells whether those predicted with corrected statistics are.
 
         Statistics of sorted images mislead a network with normalisation layers: predictions get less sure, although
         many keep their class. Where a shift took images for a few classes, they get surer, or hardly any is kept.
         """
         answers = first.y0.detach()
-        is_asked = self._has_norms and (self._are_few(answers) or self._are_few(corrected))
+        is_asked = self._has_norms and (few or self._are_few(answers))
         if not is_asked or entropy(answers).mean() >= entropy(corrected).mean():
             return False
         stays = self.task.image_classes(answers) == self.task.image_classes(corrected)
