@@ -176,7 +176,7 @@ class TestTimeAdapter:
     def _start(self) -> None:
         """Gives the shells the weights and buffers that a call starts from."""
         if self.stream is None:
-            self.shell.reset()
+            self.shared.reset()
             self._forget_counts()
         anchors = [shared.anchor_shell for shared in (self.shared, *(one.shared for one in self.alone.values()))]
         for shell in (self.shell, self.source_shell, *anchors):
@@ -303,7 +303,7 @@ class TestTimeAdapter:
             consequence += ", and the stream starts again from the source weights"
             self.stream.start_again()
         elif scope not in self.alone:
-            self.shell.reset()
+            self.shared.reset()
         logger.warning(
             f"adaptation gave values that are not finite for {(~good).sum().item()} of {len(good)} images; "
             f"{consequence}"
@@ -312,13 +312,16 @@ class TestTimeAdapter:
     def reset(self) -> None:
         """Returns to the model's weights: a stream starts again, optimizer, anchor and counters included."""
         with self._lock, gradients_allowed():
-            self.shell.reset()
+            self.shared.reset()
             self._forget_counts()
             if self.stream is not None:
                 self.stream.reset()
 
     def adapted_model(self) -> IdempotentModel:
         """A model of its own with the adapted weights: those of the stream, or of the latest batch.
+
+        Statistics that features were corrected with become part of its weights, averaged over a stream's latest
+        `gate_window` images, so that it classifies such images without adaptation as the adapter does with it.
 
         Its `config.base_model` records where it came from; it can be saved, pushed and loaded as any other.
 
@@ -344,6 +347,7 @@ class TestTimeAdapter:
             parameters = dict(adapted.named_parameters())
             for name, value in zip(self.shell.names, self.shell.parameters, strict=True):
                 parameters[name].copy_(value)
+            self.shared.seen.write_into(adapted)
             adapted.config.base_model = self._provenance(counts)
         return adapted
 
@@ -360,7 +364,7 @@ class TestTimeAdapter:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a running stream is made of: weights, anchor, optimizer, gate window and counters.
+        """Everything a running stream is made of: weights, anchor, optimizer, gate window, statistics and counters.
 
         Raises:
             ValueError: for other scopes, which keep nothing between calls.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.output_capturing import CompileableContextVar
 
-from .batchnorm_it3 import ChosenStatistics, SplitBatchNorm, mixed_statistics
+from .batchnorm_it3 import ChosenStatistics, SplitBatchNorm, mixed_statistics, note_statistics
 from .clean_buffers_it3 import CleanBuffers
 from .injection_it3 import drop_hooks, last_channels, statistics_prefix
 
@@ -81,7 +81,7 @@ class Alignment:
         chosen = mixed_statistics()
         if chosen is None or not self.statistics.is_measured:
             return None
-        return self._align(output, chosen)
+        return self._align(module, output, chosen)
 
     @torch.no_grad()
     def _collect(self, output: Tensor, sums: Sums) -> None:
@@ -92,16 +92,35 @@ class Alignment:
         new = (count, mean.cpu().double() * count, square.cpu().double() * count)
         _add(sums, f"{statistics_prefix()}{self.name}", new)
 
-    def _align(self, output: Tensor, chosen: ChosenStatistics) -> Tensor:
-        prefix = statistics_prefix()
+    def _align(self, layer: nn.Module, output: Tensor, chosen: ChosenStatistics) -> Tensor:
         features = output.to(torch.promote_types(output.dtype, torch.float32))
         shape = [1] * output.ndim
         shape[self.axis] = -1
-        clean_mean = getattr(self.statistics, f"{prefix}mean").to(features.dtype).view(shape)
-        clean_std = getattr(self.statistics, f"{prefix}std").to(features.dtype).view(shape)
-        mean, variance = chosen.mix(features, clean_mean, clean_std.square(), self.axis)
-        scale = clean_std * torch.rsqrt(variance + _EPSILON)
-        return (features * scale + (clean_mean - mean * scale)).to(output.dtype)
+        clean = [value.to(features.dtype).view(shape) for value in self._clean(statistics_prefix())]
+        mean, variance = chosen.mix(features, clean[0], clean[1].square(), self.axis)
+        note_statistics(layer, mean, variance)
+        scale, shift = _correction(mean, variance, *clean)
+        return (features * scale + shift).to(output.dtype)
+
+    def _clean(self, prefix: str) -> list[Tensor]:
+        return [getattr(self.statistics, f"{prefix}{name}") for name in ("mean", "std")]
+
+    @torch.no_grad()
+    def fold(self, layer: nn.Module, mean: Tensor, variance: Tensor) -> bool:
+        """Makes the correction of features with this mean and variance part of a layer's weights.
+
+        Returns:
+            `False`, and nothing changed, where it cannot: where the layer has no weight and bias of its own, they are
+            frozen, or it is a convolution that treats its weight in its own way.
+        """
+        weight, bias = (layer._parameters.get(name) for name in ("weight", "bias"))
+        is_known = type(layer) is nn.Conv2d or not isinstance(layer, nn.Conv2d)
+        if weight is None or bias is None or not (is_known and weight.requires_grad and bias.requires_grad):
+            return False
+        scale, shift = _correction(mean, variance, *self._clean(""))
+        weight.copy_(weight * scale.view(-1, *[1] * (weight.ndim - 1) if isinstance(layer, nn.Conv2d) else ()))
+        bias.copy_(bias * scale + shift)
+        return True
 
 
 class FeatureStatistics(nn.ModuleDict):
@@ -150,6 +169,12 @@ class FeatureStatistics(nn.ModuleDict):
                 values[f"{prefix}std"] = (squares / count - (total / count).square()).clamp_min(0).sqrt()
             else:
                 statistics.store(**values)  # type: ignore[operator]
+
+
+def _correction(mean: Tensor, variance: Tensor, clean_mean: Tensor, clean_std: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift that give features of this mean and variance the clean ones."""
+    scale = clean_std * torch.rsqrt(variance + _EPSILON)
+    return scale, clean_mean - mean * scale
 
 
 def _add(sums: Sums, key: str, new: tuple[float, Tensor, Tensor]) -> None:

@@ -100,6 +100,27 @@ def _explained_by_chance(apart: Tensor, by_chance: Tensor, var: Tensor) -> Tenso
 # `None` for the statistics of training.
 _test_statistics: ContextVar[ChosenStatistics | None] = ContextVar("it3_test_statistics", default=None)
 
+# Per layer: mean and variance of each channel that its features were corrected with.
+NotedStatistics = dict[nn.Module, tuple[Tensor, Tensor]]
+_noted: ContextVar[NotedStatistics | None] = ContextVar("it3_noted_statistics", default=None)
+
+
+@contextmanager
+def noted_statistics() -> Iterator[NotedStatistics]:
+    """Yields what fills, inside the block, with the statistics that layers correct their features with."""
+    noted: NotedStatistics = {}
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
+
+
+def note_statistics(layer: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    """Notes what a layer corrects its features with, where somebody asked for it."""
+    if (noted := _noted.get()) is not None:
+        noted[layer] = (mean, variance)
+
 
 @contextmanager
 def norm_statistics(
@@ -196,12 +217,28 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
             # A single value per channel has no spread to estimate.
             return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
         if chosen.kind == "batch" and not chosen.per_image:
+            note_statistics(self, *mean_and_variance(input, chosen.pooled(input, channels=1)))
             return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
         shape = [1, -1, *[1] * (input.ndim - 2)]
         mean, var = chosen.mix(input, mean.view(shape), var.view(shape), channels=1)
+        note_statistics(self, mean, var)
         scale = torch.rsqrt(var + self.eps) * (1 if self.weight is None else self.weight.view(shape))
         shift = -mean * scale + (0 if self.bias is None else self.bias.view(shape))
         return input * scale + shift
+
+    @torch.no_grad()
+    def take_over(self, mean: Tensor, variance: Tensor) -> None:
+        """Makes these the running statistics of plain passes; those of signal passes move along, as if the features
+        had been brought back to the statistics of training first."""
+        old_mean, old_var, signal_mean, signal_var = (
+            getattr(self, name)
+            for name in ("running_mean", "running_var", "signal_running_mean", "signal_running_var")
+        )
+        stretch = (variance.to(old_var) + self.eps) / (old_var + self.eps)
+        signal_mean.copy_(mean.to(signal_mean) + (signal_mean - old_mean) * stretch.sqrt())
+        signal_var.copy_((signal_var + self.eps) * stretch - self.eps)
+        old_mean.copy_(mean)
+        old_var.copy_(variance)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any number of dimensions: the layer stands in for 1d, 2d and 3d alike."""

@@ -17,6 +17,7 @@ from .distances_it3 import entropy
 from .injection_it3 import watched_features
 from .objective_it3 import Objective, move_average
 from .optimizers_it3 import forget_history, lay_out_history, make_optimizer, take_step
+from .seen_statistics_it3 import SeenStatistics
 from .shell_it3 import ModelShell
 from .shift_reference_it3 import ShiftReference
 
@@ -94,6 +95,7 @@ class SharedAdaptation:
         self.task = objective.task
         self._has_norms = backbone_kind(shell.model) != "plain"
         self.anchor_shell = ModelShell(shell.model, config.parameters) if config.anchor == "ema" else None
+        self.seen = SeenStatistics(shell.module, config.gate_window)
         self._optimizer: torch.optim.Optimizer | None = None
 
     @property
@@ -130,6 +132,13 @@ class SharedAdaptation:
         if self.anchor_shell is not None:
             self.anchor_shell.reset()
         return self.continue_from(images, first, self.fresh_optimizer())
+
+    def reset(self) -> None:
+        """Returns to the source weights, and forgets the images that others were adapted to."""
+        self.shell.reset()
+        self.seen.forget()
+        if self.anchor_shell is not None:
+            self.anchor_shell.reset()
 
     def restored_optimizer(self, state: dict[str, Any]) -> torch.optim.Optimizer:
         """An optimizer that goes on from a saved state; the one in use stays as it is.
@@ -201,7 +210,8 @@ class SharedAdaptation:
             if not (math.isfinite(losses[-1]) and self._step(loss, optimizer)):
                 return torch.full_like(y0.detach(), float("nan")), images.new_tensor(losses, dtype=y0.dtype)
             weights = self._image_weights(images, y0.detach())
-        logits = self._answer(images, weights)
+        with self.seen.watching(len(images)):
+            logits = self._answer(images, weights)
         return logits, _as_losses(losses, logits)
 
     def _wants_diversity(self, y0: Tensor) -> bool:

@@ -87,9 +87,7 @@ class Stream:
 
     def reset(self) -> None:
         """Returns to the source weights, and forgets everything else."""
-        self.shared.shell.reset()
-        if self.shared.anchor_shell is not None:
-            self.shared.anchor_shell.reset()
+        self.shared.reset()
         self.optimizer = self.shared.fresh_optimizer()
         self.guard = CollapseGuard(self.shared.task, self.config.gate_window)
         self.window: Observation | None = None
@@ -129,7 +127,7 @@ class Stream:
         return logits, history
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, anchor, optimizer, guard, gate window and counters."""
+        """Weights, anchor, optimizer, guard, gate window, statistics and counters."""
         shell, anchor = self.shared.shell, self.shared.anchor_shell
         return {
             "settings": self.config.to_dict(),
@@ -139,6 +137,7 @@ class Stream:
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "guard": self.guard.state_dict(),
             "window": None if self.window is None else vars(self.window.cpu()),
+            "seen": self.shared.seen.state_dict(),
             "num_images": self.num_images,
             "num_steps": self.num_steps,
             "num_resets": self.num_resets,
@@ -155,6 +154,10 @@ class Stream:
         shell.load([state["parameters"][name] for name in shell.names])
         if anchor is not None:
             anchor.load([state["anchor"][name] for name in anchor.names])
+        if (seen := state.get("seen")) is None:  # saved by a version that did not keep them
+            self.shared.seen.forget()
+        else:
+            self.shared.seen.load_state_dict(seen)
         window = state["window"]
         device = shell.masters[0].device
         moved = {} if window is None else {name: value.to(device) for name, value in window.items()}
