@@ -242,10 +242,11 @@ def main() -> None:
     for cells in rows:
         print(f"| {' | '.join(cells)} |")
     if options.output is not None:
-        several = f"mean and range over the training seeds {options.seeds}"
+        seeds = ", ".join(options.seeds.split(","))
+        several = f"mean and range over the training seeds {seeds}"
         caption = (
             f"Accuracy in percent on {len(test['labels']):,} test images in batches of {options.batch_size}, "
-            f"{several if ',' in options.seeds else f'training seed {options.seeds}'}"
+            f"{several if ',' in options.seeds else f'training seed {seeds}'}"
         )
         document = {"caption": caption, "columns": columns, "rows": rows}
         Path(options.output).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
