@@ -4,15 +4,14 @@ import copy
 
 import pytest
 import torch
+from clean_statistics import with_clean_statistics
 from safetensors.torch import save_file
 from transformers import ConvNextConfig, ResNetConfig, ViTConfig
 
 from hf_it3 import IT3CNNConfig, IT3Config, IT3ForImageClassification, TestTimeAdapter
-from hf_it3.it3.alignment_it3 import aligned_layers, collected_statistics
+from hf_it3.it3.alignment_it3 import aligned_layers
 from hf_it3.it3.augmentation_it3 import Augmentation
 from hf_it3.it3.batchnorm_it3 import norm_statistics
-from hf_it3.it3.shift_reference_it3 import Observation
-from hf_it3.it3.shift_test_it3 import observe, store_reference
 
 
 CONFIGS = {
@@ -35,13 +34,8 @@ CONFIGS = {
 
 def measured(name: str, images: torch.Tensor) -> IT3ForImageClassification:
     """A model that has seen clean images in two batches."""
-    model = IT3ForImageClassification(IT3Config(backbone_config=copy.deepcopy(CONFIGS[name]))).eval()
-    sums, seen = {}, []
-    with collected_statistics(sums):
-        for part in images.split(40):
-            seen.append(observe(model, part))
-    store_reference(model, Observation.join(seen), [sums])
-    return model
+    model = IT3ForImageClassification(IT3Config(backbone_config=copy.deepcopy(CONFIGS[name])))
+    return with_clean_statistics(model, *images.split(40))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from clean_statistics import with_clean_statistics
 from PIL import Image
 from transformers import EfficientNetImageProcessor
 
@@ -159,6 +160,18 @@ def test_methods_without_layers_to_work_on_are_reported(evaluate):
         "tent": "no normalisation layers",
     }
     assert "tent: n/a: no normalisation layers" in results.table()
+
+
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_statistics_alone_are_a_method_where_clean_images_have_been_measured(evaluate, model, train_rows, is_measured):
+    if is_measured:
+        with_clean_statistics(model, torch.stack([row["pixel_values"] for row in train_rows[:200]]))
+    results = evaluate(models=model, methods={"alone": {"num_steps": 0, "gate": None}}, corruptions=CONTRAST)
+    if is_measured:
+        outcomes = results.outcomes[0][1].methods
+        assert not np.allclose(outcomes["none"].confidence, outcomes["alone"].confidence, atol=1e-3)
+    else:
+        assert results.not_applicable == {"alone": "no statistics of clean images to correct features with"}
 
 
 def test_methods_on_batch_norm_models_are_those_of_their_presets(evaluate, batch_norm_model):

@@ -4,28 +4,17 @@ import copy
 
 import pytest
 import torch
+from clean_statistics import with_clean_statistics
 from families import FAMILIES, as_if_trained, classifier, family_images
 from torch import nn
 from untouched import untouched
 
 from hf_it3 import IT3CNNConfig, IT3Config, IT3ForImageClassification, TestTimeAdapter
-from hf_it3.it3.alignment_it3 import collected_statistics
-from hf_it3.it3.shift_reference_it3 import Observation
-from hf_it3.it3.shift_test_it3 import observe, store_reference
 
 
 # Its convolutions standardise their weights and have no bias, so there is nothing that could take statistics up.
 CANNOT_CARRY = {"bit"}
 ALWAYS = {"gate": None, "diversity_weight": 0.0, "norm_statistics": "mixed"}
-
-
-def with_clean_statistics(model: IT3ForImageClassification, clean: torch.Tensor) -> IT3ForImageClassification:
-    """The model after it has measured clean images."""
-    sums = {}
-    with collected_statistics(sums):
-        seen = observe(model, clean)
-    store_reference(model, Observation.join([seen]), [sums])
-    return model.eval()
 
 
 def family_model(name: str) -> IT3ForImageClassification:

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from ..it3.adaptation_config_it3 import PRESETS, SCOPES, AdaptationConfig
+from ..it3.backbone_defaults_it3 import resolve_defaults
+from ..it3.interface_it3 import IdempotentModel
 from ..it3.shell_it3 import select_parameters
 from .conditions import split_names
 
@@ -79,14 +79,15 @@ def _settings(name: str, own: AdaptationConfig) -> AdaptationConfig | None:
     raise ValueError(f"methods has {name!r}; choose from {', '.join([*PRESETS, *SCOPES])}")
 
 
-def why_not_applicable(method: Method, model: nn.Module) -> str | None:
+def why_not_applicable(method: Method, model: IdempotentModel) -> str | None:
     """Why a method cannot be used with a model, or `None` if it can."""
     config = method.config
     if config is None:
         return None
-    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if config.num_steps == 0 and config.norm_statistics != "source" and not has_batch_norm:
-        return "no batch normalisation layers"
+    resolved = resolve_defaults(config, model)
+    if config.num_steps == 0 and config.norm_statistics != "source" and resolved.norm_statistics == "source":
+        no_clean_images = "no statistics of clean images to correct features with"
+        return "no batch normalisation layers" if config.norm_statistics == "batch" else no_clean_images
     if config.parameters == "norm":
         try:
             select_parameters(model, "norm")
