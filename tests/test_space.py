@@ -57,7 +57,7 @@ def test_a_worked_example_is_on_the_screen_when_a_visitor_comes(browser, address
         soon(page.locator("#result")).to_contain_text("Right before: ")
         after = page.locator("#after h2").inner_text()
         soon(page.locator("#before h2")).not_to_have_text(after)
-        soon(page.locator("#truth")).to_have_text(f"It shows {after}.")
+        soon(page.locator("#truth")).to_have_text(f"The right answer is {after}.")
         for picture in ("#original img", "#spoiled img", "#distances img", "#losses img"):
             soon(page.locator(picture)).to_be_visible()
         soon(page.locator("#suite input:checked")).to_have_value("Digits")
@@ -134,10 +134,21 @@ def test_uploads_adapt_as_one_batch_and_what_was_wrong_with_a_file_goes_with_the
         page.get_by_text("notes").wait_for()
         adapt(page)
         soon(page.locator("[role=alert]")).to_contain_text("notes.png is not an image")
-        page.get_by_label("Clear").first.click()
+        # Left out of the files, so that the next answer is about what can be read.
+        soon(page.get_by_label("Clear")).to_have_count(0)
         page.locator("#upload input[type=file]").set_input_files(str(paths[0]))
         page.locator("[role=alert]").wait_for(state="hidden")
         assert len(adapt(page)) >= 5
+
+
+def test_an_answer_is_not_taken_for_that_to_what_is_chosen_after_it(browser, address):
+    with visit(browser, address) as page:
+        adapt(page)
+        soon(page.locator("#message")).to_be_hidden()
+        page.get_by_label("blur", exact=True).click()
+        soon(page.locator("#message")).to_have_text("Press Adapt for the answer to what you chose.")
+        adapt(page)
+        soon(page.locator("#message")).to_be_hidden()
 
 
 @pytest.mark.parametrize("width", [1280, 390])

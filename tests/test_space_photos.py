@@ -176,7 +176,9 @@ def test_no_steps_are_not_taken_for_a_closed_gate(served, photographs):
     served.model.config.reference_distance = {"mean": 2.0, "std": 0.01}
     shown = headline(classify(served.classifier(), pixels, gate=3.0))
     assert "Not adapted: the gate sees no shift" in shown
-    assert re.search(r"Standard errors from clean images: idempotence distance -\d.*; the gate opens above 3\.", shown)
+    assert re.search(
+        r"Standard errors from clean images: idempotence distance -\d.*\. The gate opens above 3\.", shown
+    )
 
 
 @pytest.mark.parametrize("rate", [None, -1, 5])

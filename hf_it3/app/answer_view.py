@@ -109,7 +109,7 @@ class AnswerView:
             gr.update(value=picture(originals[0]), label="Original" if is_spoiled else "Image"),
             gr.update(value=picture(first.pixels) if is_spoiled else None, visible=is_spoiled),
             gr.update(
-                value="" if first.truth is None else f"It shows **{short(first.truth)}**.",
+                value="" if first.truth is None else f"The right answer is **{short(first.truth)}**.",
                 visible=first.truth is not None,
             ),
             gr.update(value=scores(first, first.before), label=titled("Before", first, first.top_before)),
@@ -137,6 +137,11 @@ class AnswerView:
             outlined(answer, maps.before, self.names),
             outlined(answer, maps.after, self.names),
         ]
+
+    @staticmethod
+    def outdate() -> dict[str, Any]:
+        """An update of `message` for the time between a choice and its answer; the one before stands below it."""
+        return gr.update(value=say("Press Adapt for the answer to what you chose."), visible=True)
 
     def complain(self, message: str) -> list[Any]:
         """Shows an error in place of a result."""

@@ -41,6 +41,12 @@ class Images:
     tabs: dict[str, gr.Tab]
 
     @property
+    def changes(self) -> list[Any]:
+        """The events by which a visitor chooses other images."""
+        files = (self.files.upload, self.files.delete, self.files.clear)
+        return [self.gallery.select, self.batch.input, self.drawing.input, *files]
+
+    @property
     def inputs(self) -> list[Any]:
         """The components whose values choose the images."""
         return [self.source, self.picked, self.batch, self.drawing, self.files]

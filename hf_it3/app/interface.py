@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -24,7 +24,7 @@ from .controls import (
 )
 from .rendering import CSS, progress, say
 from .served_model import ServedModel
-from .visitor_images import MAX_BYTES, read_drawing, read_uploads
+from .visitor_images import MAX_BYTES, UnreadableFilesError, read_drawing, read_uploads
 
 
 # Weights that a visitor's adaptation changed are forgotten after an hour without a visit.
@@ -180,11 +180,14 @@ def build_app(served: ServedModel) -> gr.Blocks:
         classifier = gr.State(None, time_to_live=_VISITOR_SECONDS)
 
         def press(classifier: Any, *choices: Any) -> list[Any]:
+            files = gr.skip()
             try:
                 classifier, result, originals = page.answer(classifier, *choices)
             except MESSAGES as error:
-                return [classifier, *view.complain(" ".join(str(error).split()))]
-            return [classifier, *view.show(result, originals, served.clean)]
+                if isinstance(error, UnreadableFilesError):
+                    files = _without(choices[images.inputs.index(images.files)], error.paths)
+                return [classifier, files, *view.complain(" ".join(str(error).split()))]
+            return [classifier, files, *view.show(result, originals, served.clean)]
 
         def arrive() -> Iterator[list[Any]]:
             """Shows the progress of the first start's training until the model is there, then the example."""
@@ -206,7 +209,7 @@ def build_app(served: ServedModel) -> gr.Blocks:
         button.click(
             press,
             [classifier, *images.inputs, *corruption, *settings],
-            [classifier, *view.components],
+            [classifier, images.files, *view.components],
             concurrency_limit=4,
             show_progress_on=[view.message, view.headline, view.after],
             scroll_to_output=True,
@@ -217,8 +220,14 @@ def build_app(served: ServedModel) -> gr.Blocks:
             outputs=[classifier, *view.components],
             **events,
         )
-        # What was wrong with one file is not said of the next.
-        images.files.change(lambda: gr.update(visible=False), outputs=view.message, show_progress="hidden", **events)
+        # Neither an answer nor what was wrong with a file is said of what is chosen after it.
+        gr.on(
+            [*images.changes, *(component.input for component in (*corruption, *settings))],
+            view.outdate,
+            outputs=view.message,
+            show_progress="hidden",
+            **events,
+        )
         app.load(
             arrive,
             outputs=[status, button, images.gallery, images.picked, *view.components],
@@ -228,9 +237,17 @@ def build_app(served: ServedModel) -> gr.Blocks:
     return app
 
 
+def _without(files: list[str], paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
+    """An update of the uploaded files that leaves some out."""
+    left = [file for file in files if file not in paths]
+    return gr.update(value=left or None)
+
+
 def theme() -> gr.themes.Base:
     """Colours and fonts of the page."""
-    return gr.themes.Default(primary_hue="orange", neutral_hue="slate", font=_FONTS, font_mono=("monospace",))
+    default = gr.themes.Default(primary_hue="orange", neutral_hue="slate", font=_FONTS, font_mono=("monospace",))
+    # Gradio's own is too pale to be read on white.
+    return default.set(body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600")
 
 
 def launch(

@@ -35,6 +35,10 @@ CSS = """
   grid-auto-rows: auto; }
 #batch .grid-wrap { max-height: none; }
 #corruption label { padding: .2rem .6rem; }
+/* Above the picture, which it would cover. */
+#original [data-testid="block-label"], #spoiled [data-testid="block-label"] { position: static; }
+input[type="range"]::-webkit-slider-thumb { border: 1px solid var(--neutral-400); }
+input[type="range"]::-moz-range-thumb { border: 1px solid var(--neutral-400); }
 """
 
 MAX_CLASSES = 5
@@ -42,7 +46,7 @@ MAX_CLASSES = 5
 _SIDE, THUMBNAIL_SIDE = 224, 112
 _BEFORE, _AFTER = "#8a96a3", "#e08a1e"
 # Legible on the light page and on the dark one.
-_INK = "#7b8794"
+_INK = "#6e7a88"
 _BINS = 40
 
 
@@ -106,7 +110,7 @@ def _explanation(result: Result) -> str:
         sentences.append("That leaves the weights as they are, so it is done whatever the gate says.")
     if result.shifts and result.limit is not None:
         shifts = ", ".join(f"{words} {value:.1f}" for words, value in result.shifts.items())
-        sentences.append(f"Standard errors from clean images: {shifts}; the gate opens above {result.limit:g}.")
+        sentences.append(f"Standard errors from clean images: {shifts}. The gate opens above {result.limit:g}.")
     return f'<p class="muted">{" ".join(sentences)}</p>' if sentences else ""
 
 

@@ -24,17 +24,38 @@ UNREADABLE = object()
 _MARGIN = 0.08
 
 
+class UnreadableFilesError(ValueError):
+    """Some files of an upload cannot be used.
+
+    Args:
+        problems: what is wrong with each, by its path.
+    """
+
+    def __init__(self, problems: dict[str | os.PathLike, str]):
+        super().__init__(" ".join(problems.values()))
+        self.paths = list(problems)
+
+
 def read_uploads(paths: Sequence[str | os.PathLike] | None) -> list[Image.Image]:
     """Opens the files of an upload.
 
     Raises:
-        ValueError: if there are none or too many, or one is no image, broken or too large; the message names it.
+        ValueError: if there are none or too many.
+        UnreadableFilesError: if some are no images, broken or too large; the message names them.
     """
     if not paths:
         raise ValueError("Upload an image first, or several, which then adapt together.")
     if len(paths) > MAX_IMAGES:
         raise ValueError(f"These are {len(paths)} images; upload at most {MAX_IMAGES} at once.")
-    return [_read(Path(path)) for path in paths]
+    images, problems = [], {}
+    for path in paths:
+        try:
+            images.append(_read(Path(path)))
+        except ValueError as error:
+            problems[path] = str(error)
+    if problems:
+        raise UnreadableFilesError(problems)
+    return images
 
 
 def _read(path: Path) -> Image.Image:
