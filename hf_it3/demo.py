@@ -28,7 +28,7 @@ from .data import (
     load_images,
     select_split,
 )
-from .evaluation.demo_report import Measurement, SeedResult, condition_results, describe_seed
+from .evaluation.demo_report import Measurement, SeedResult, condition_results, describe_seed, heading
 from .evaluation.pixels import Normalization, PixelCollator
 from .hub.card_facts import training_facts, versions_for_card
 from .hub.model_card import write_model_card
@@ -40,7 +40,7 @@ from .it3.pipeline_it3 import IT3Pipeline
 from .it3.registration import TASK
 from .training.trainer import IT3Trainer
 from .training.training_arguments import IT3TrainingArguments
-from .utils import plot_batch_accuracies, plot_images, write_atomically
+from .utils import import_figure, plot_batch_accuracies, plot_images, write_atomically
 
 
 @dataclass
@@ -92,6 +92,7 @@ def run_demo(
 
     Raises:
         ValueError: for a number out of range, or a data set without the splits or columns.
+        ImportError: without matplotlib.
     """
     counts = {
         "seeds": seeds,
@@ -105,6 +106,7 @@ def run_demo(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if not 0 <= noise_std < float("inf"):
         raise ValueError(f"noise_std must be a number >= 0, got {noise_std}")
+    import_figure("the demo's pictures need", "demo")
     recipe = RECIPES[DIGITS if dataset == DIGITS else "mnist"]
     batch_size = batch_size or recipe.eval_batch_size
     splits = load_images(dataset)
@@ -266,7 +268,7 @@ def _finish(
     """Writes pictures, `results.json` and the model card."""
     groups = [
         (
-            condition,
+            heading(condition),
             [accuracy for result in results for accuracy in result.conditions[condition][0].batch_accuracies],
             [accuracy for result in results for accuracy in result.conditions[condition][1].batch_accuracies],
         )

@@ -1,6 +1,7 @@
 """The demo: the whole story with one call, and what it leaves behind."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,15 @@ SMALL = {"num_epochs": 2, "max_train_images": 400, "max_test_images": 100, "batc
 def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("demo")
     return directory, run_demo(seeds=2, output_dir=directory, **SMALL)
+
+
+@pytest.mark.parametrize("command", [["demo"], ["app"]])
+def test_missing_matplotlib_is_said_before_anything_is_trained(command, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(command) == 2
+    assert "matplotlib: pip install" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_leaves_a_model_that_loads_a_card_and_pictures(finished):

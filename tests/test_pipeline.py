@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 from transformers import ViTImageProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
+from transformers.utils.logging import warning_once
 from untouched import untouched
 
 from hf_it3 import IT3Pipeline, TestTimeAdapter
@@ -199,6 +200,26 @@ class TestInputs:
         normalised = [(tensor / 255 - 0.3) / 0.35 for tensor in tensors]
         with pytest.raises(ValueError, match=r"image 0 .* cannot be classified: values from .* before any normal"):
             classifier(normalised)
+
+    def test_integers_of_0_and_1_are_said_to_be_nearly_black(self, classifier, pictures, caplog):
+        warning_once.cache_clear()
+        array = (np.asarray(pictures[0]) > 127).astype(np.uint8)
+        assert classifier(array, adapt=False) == classifier(Image.fromarray(array), adapt=False)
+        assert "nothing but 0 and 1" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+            ({"top_k": 0}, "top_k=0 must be at least 1"),
+            ({"adapt": "yes"}, "adapt='yes' must be True or False"),
+        ],
+    )
+    def test_arguments_without_a_meaning_are_refused(self, classifier, pictures, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            classifier(pictures, **arguments)
+        with pytest.raises(ValueError, match=message):
+            IT3Pipeline(model=classifier.model, image_processor=classifier.image_processor, **arguments)
 
     def test_images_keyword_is_understood_as_in_the_stock_pipeline(self, classifier, pictures):
         assert classifier(images=pictures[0]) == classifier(pictures[0])

@@ -215,6 +215,12 @@ def test_a_class_inside_a_function_needs_an_instance():
     IT3ForImageClassification.from_backbone(Local()).check_saveable()
 
 
+def test_another_number_of_outputs_than_num_labels_is_an_error(images):
+    model = IT3ForImageClassification.from_backbone(Network(), num_labels=7)
+    with pytest.raises(ValueError, match=r"Network returns logits of shape \(\d+, \d+\), but num_labels is 7"):
+        model(images)
+
+
 def test_arguments_are_for_plain_modules_alone():
     with pytest.raises(ValueError, match="backbone_kwargs is for a plain nn.Module; a str is built"):
         IT3ForImageClassification.from_backbone("microsoft/resnet-18", backbone_kwargs={})

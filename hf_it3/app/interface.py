@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..evaluation.corruptions import corrupt, corrupt_maps
 from ..it3.adaptation_config_it3 import AdaptationConfig
+from ..utils import import_figure
 from .answer_view import AnswerView
 from .answers import Result, classify
 from .controls import (
@@ -277,7 +278,9 @@ def launch(
 
     Raises:
         OSError, ValueError, TypeError: for a model that cannot be loaded, or test images that cannot be read.
+        ImportError: without matplotlib.
     """
+    import_figure("the app's plots need", "app")
     served = ServedModel(
         model or None,
         cache_dir,

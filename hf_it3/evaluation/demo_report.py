@@ -48,8 +48,9 @@ def describe_seed(result: SeedResult) -> dict[str, Any]:
     }
 
 
-# Headings of the table.
-_HEADINGS = {"clean": "clean", "noisy": "noisy", "float_noise": "float noise"}
+def heading(condition: str) -> str:
+    """The name of a condition in tables and pictures."""
+    return condition.replace("_", " ")
 
 
 def _title(condition: str, document: dict[str, Any]) -> str:
@@ -83,7 +84,7 @@ def condition_results(document: dict[str, Any]) -> list[dict[str, Any]]:
 def format_table(document: dict[str, Any]) -> str:
     """The measured accuracies as a table: a line per seed and one for the mean, in percent, and ms per image."""
     conditions = list(document["seeds"][0]["conditions"])
-    headings = [cell for name in conditions for cell in ("", _HEADINGS.get(name, name))]
+    headings = [cell for name in conditions for cell in ("", heading(name))]
     rows = [["", *headings], ["seed", *("without", "with") * len(conditions)]]
     for seed in document["seeds"]:
         pairs = [seed["conditions"][name] for name in conditions]

@@ -80,6 +80,7 @@ class AdaptingPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._forget_adapters()
+        check_count("batch_size", kwargs.get("batch_size"))
         super().__init__(*args, **kwargs)
         self.check_model_type(None)
 
@@ -122,6 +123,8 @@ class AdaptingPipeline(Pipeline):
         preprocess = {} if timeout is None else {"timeout": timeout}
         forward: dict[str, Any] = {}
         if adapt is not None:
+            if not isinstance(adapt, bool):
+                raise ValueError(f"adapt={adapt!r} must be True or False")
             forward["adapt"] = adapt
         if overrides:
             # Also checks the names and values, before any image is read.
@@ -159,6 +162,7 @@ class AdaptingPipeline(Pipeline):
         inputs = kwargs.pop("images", inputs)
         if inputs is None:
             raise ValueError("the pipeline needs images: a path, URL, PIL image, array, or a list or data set of them")
+        check_count("batch_size", kwargs.get("batch_size"))
         inputs, is_many = self._number(inputs)
         if is_many and kwargs.get("batch_size") is None and self._batch_size is None:
             kwargs["batch_size"] = self.model.config.adaptation.batch_size
@@ -332,6 +336,12 @@ def _image_of(item: Any) -> Any:
         if isinstance(value, Image.Image):
             return value
     raise ValueError(f"the row has no image; its columns are {', '.join(map(str, item))}")
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raises a ValueError for a number below 1, `None` aside."""
+    if value is not None and value < 1:
+        raise ValueError(f"{name}={value!r} must be at least 1")
 
 
 def _describe(image: Any) -> str:

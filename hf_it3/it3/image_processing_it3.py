@@ -7,8 +7,12 @@ from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
 
 from .origin_it3 import is_remote_code
+
+
+logger = logging.get_logger(__name__)
 
 
 class IT3ImageProcessorKwargs(ImagesKwargs, total=False):
@@ -141,11 +145,18 @@ def to_bytes(array: np.ndarray) -> np.ndarray:
         ValueError: for values outside these ranges, those of normalised images for example, and for floats whose
             largest value lies between 1 and 16, which may be of any scale.
     """
-    if array.dtype == np.uint8 or not array.size:
+    if not array.size:
         return array
     if array.dtype == bool:
         return array * np.uint8(255)
     low, high = float(array.min()), float(array.max())
+    if np.issubdtype(array.dtype, np.integer) and (low, high) == (0, 1):
+        logger.warning_once(
+            "An image array of integers holds nothing but 0 and 1, which is read as nearly black, of 0 to 255; where "
+            "1 is white, pass booleans or floats."
+        )
+    if array.dtype == np.uint8:
+        return array
     is_float = np.issubdtype(array.dtype, np.floating)
     scale, top = (255, 1) if is_float and high <= 1.001 else (1, 255)
     slack = 0.001 * top if is_float else 0

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from transformers.pipelines import ImageClassificationPipeline
 
-from .adapting_pipeline_it3 import AdaptingPipeline
+from .adapting_pipeline_it3 import AdaptingPipeline, check_count
 
 
 _NOT_GIVEN = object()
@@ -62,6 +62,7 @@ class IT3Pipeline(AdaptingPipeline, ImageClassificationPipeline):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         stock = ImageClassificationPipeline._sanitize_parameters(self, None, function_to_apply)
         if top_k is not _NOT_GIVEN:
+            check_count("top_k", top_k)
             postprocess["top_k"] = top_k
         return preprocess, forward, {**postprocess, **stock[2]}
 
