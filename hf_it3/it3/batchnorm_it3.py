@@ -217,7 +217,8 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
             # A single value per channel has no spread to estimate.
             return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
         if chosen.kind == "batch" and not chosen.per_image:
-            note_statistics(self, *mean_and_variance(input, chosen.pooled(input, channels=1)))
+            if _noted.get() is not None:
+                note_statistics(self, *mean_and_variance(input, chosen.pooled(input, channels=1)))
             return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
         shape = [1, -1, *[1] * (input.ndim - 2)]
         mean, var = chosen.mix(input, mean.view(shape), var.view(shape), channels=1)
