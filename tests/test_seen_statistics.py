@@ -19,8 +19,8 @@ ALWAYS = {"gate": None, "diversity_weight": 0.0, "norm_statistics": "mixed"}
 
 def family_model(name: str) -> IT3ForImageClassification:
     clean = family_images(name, 24)
-    build = lambda: IT3ForImageClassification.from_backbone(copy.deepcopy(classifier(name)))  # noqa: E731
-    return with_clean_statistics(as_if_trained(build, clean), clean)
+    model = as_if_trained(lambda: IT3ForImageClassification.from_backbone(classifier(name)), clean)
+    return with_clean_statistics(model, clean)
 
 
 def shifted(name: str) -> torch.Tensor:
