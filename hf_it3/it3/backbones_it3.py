@@ -277,12 +277,13 @@ def _module_config(
     return describe_module(module, backbone_kwargs, num_labels=num_labels)
 
 
-def backbone_logits(output: Any, backbone: nn.Module, task: str) -> Tensor:
+def backbone_logits(output: Any, backbone: nn.Module, config: IT3Config) -> Tensor:
     """The logits in whatever a backbone returns: a tensor, a tuple, an output with `logits`, or a dictionary with
     `out`, as torchvision's segmentation models return it.
 
     Raises:
-        ValueError: if there are none, or none for every pixel where the task asks for them.
+        ValueError: if there are none, none for every pixel where the task asks for them, or another number of classes
+            than the configuration's.
     """
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if logits is None and isinstance(output, tuple) and output:
@@ -292,11 +293,16 @@ def backbone_logits(output: Any, backbone: nn.Module, task: str) -> Tensor:
     if not isinstance(logits, Tensor):
         raise ValueError(
             f"{type(backbone).__name__} returns {type(output).__name__} without logits; wrap a model for "
-            f"{HEADS[task].purpose}"
+            f"{HEADS[config.task].purpose}"
         )
-    if task == SEGMENTATION and logits.ndim != 4:
+    if config.task == SEGMENTATION and logits.ndim != 4:
         raise ValueError(
             f"{type(backbone).__name__} returns logits of shape {tuple(logits.shape)}; segmentation needs a class for "
             "every pixel, (B, num_labels, h, w)"
+        )
+    if logits.ndim < 2 or logits.shape[1] != config.num_labels:
+        raise ValueError(
+            f"{type(backbone).__name__} returns logits of shape {tuple(logits.shape)}, but num_labels is "
+            f"{config.num_labels}; wrap it with the number of its outputs"
         )
     return logits

@@ -296,13 +296,7 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
                 f"injection_layer={self.config.injection_layer!r} did not run in the forward pass of "
                 f"{type(self.backbone).__name__}; choose a layer that does{example}"
             )
-        logits = backbone_logits(output, self.backbone, self.config.task)
-        if logits.ndim < 2 or logits.shape[1] != self.config.num_labels:
-            raise ValueError(
-                f"{type(self.backbone).__name__} returns logits of shape {tuple(logits.shape)}, but num_labels is "
-                f"{self.config.num_labels}; wrap it with the number of its outputs"
-            )
-        return logits, output
+        return backbone_logits(output, self.backbone, self.config), output
 
     def _neutral_signal(self, pixel_values: Tensor) -> Tensor | None:
         if self.config.neutral_signal == "none":

@@ -154,7 +154,7 @@ class ImageAdaptation:
         """As the images of a batch adapt, but one after the other, each from the source weights."""
         logits, losses = [], []
         for index, image_views in enumerate(views):
-            self.shell.reset()
+            self.shared.reset()
             passes = None if first is None else first[slice(index, index + 1)]
             answer, history = self.shared.run(image_views, passes)
             assert answer is not None  # one image has no order

@@ -119,7 +119,7 @@ class SharedAdaptation:
             return Passes(logits, y0, y1, self.objective.distance(y1, y0), features[0] if features else None)
 
     def run(self, images: Tensor, first: Passes | None) -> tuple[Tensor | None, Tensor]:
-        """Adapts from the source weights.
+        """Adapts from the source weights, which `reset` has brought back.
 
         Args:
             images (`Tensor` of shape `(B, C, H, W)`).
@@ -129,8 +129,6 @@ class SharedAdaptation:
             Adapted logits `(B, num_labels, ...)`, NaN if the objective was not finite and `None` where the unadapted
             ones stand, and the losses `(steps,)`.
         """
-        if self.anchor_shell is not None:
-            self.anchor_shell.reset()
         return self.continue_from(images, first, self.fresh_optimizer())
 
     def reset(self) -> None:
