@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from hf_it3 import cli
-from hf_it3.cli.options import SCOPES
+from hf_it3.cli.options import AVERAGE_ANSWERS, SCOPES
 from hf_it3.it3 import adaptation_config_it3
 from hf_it3.version import __version__
 
@@ -259,7 +259,8 @@ def offline(monkeypatch):
         ),
         (["adapt", "MODEL", "digits", "--output_dir", "x", "--delta"], "--delta refers to the model by its name on"),
         (["train", "--do_predict"], "hf-it3 predict MODEL IMAGES does it"),
-        (["predict", "MODEL", __file__, "--no_adapt", "--scope", "image"], "leave --scope and --no_gate out"),
+        (["predict", "MODEL", __file__, "--no_adapt", "--scope", "image"], "leave --scope, --no_gate and"),
+        (["predict", "MODEL", __file__, "--no_adapt", "--average_answers", "always"], "leave --scope, --no_gate and"),
         (["train", "--labels", "a,b"], "--labels names 2 classes, and the data set has 10"),
         (["train", "--max_train_samples", "0"], "max_train_samples must be at least 1, got 0"),
         (["train", "--task", "segmentation", "--dataset", "digits"], "where a map of classes is needed"),
@@ -278,6 +279,7 @@ def test_what_cannot_be_is_told_before_anything_is_done(
 
 def test_scopes_are_those_of_the_adaptation_config():
     assert SCOPES == adaptation_config_it3.SCOPES
+    assert AVERAGE_ANSWERS == adaptation_config_it3.AVERAGE_ANSWERS
 
 
 def test_a_data_set_that_is_nowhere_is_said_to_be_no_folder_either(capsys, offline):

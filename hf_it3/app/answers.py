@@ -95,8 +95,9 @@ class Result:
 
     @property
     def only_averaged(self) -> bool:
-        """Whether images were averaged over augmentations, and no weights changed."""
-        return not self.losses and any(answer.averaged for answer in self.answers)
+        """Whether images were averaged over augmentations, and no weights or statistics changed."""
+        answers = self.answers
+        return any(answer.averaged for answer in answers) and not any(answer.adapted for answer in answers)
 
 
 _SUITE_TITLES = {"digits-shift": "Digits", "mnist-c": "MNIST-C", "imagenet-c": "ImageNet-C"}

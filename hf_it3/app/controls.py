@@ -197,7 +197,7 @@ def adaptation_controls(served: ServedModel) -> tuple[list[Any], gr.Button]:
             own.augmentations,
             step=1,
             label="Augmentations",
-            info="Of an image that adapts alone",
+            info="Of an image whose answer is averaged",
         )
         augmentation_steps = gr.Slider(
             0,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..evaluation.corruptions import corrupt, corrupt_maps
 from ..it3.adaptation_config_it3 import AdaptationConfig
+from ..it3.backbone_defaults_it3 import resolve_defaults
 from ..utils import import_figure
 from .answer_view import AnswerView
 from .answers import Result, classify
@@ -95,8 +96,11 @@ class Page:
         settings: dict[str, Any] = {"scope": scope, "learning_rate": learning_rate}
         if scope != "average":
             settings["num_steps"] = num_steps
-        if scope == "average" or (scope == "batch" and model.config.adaptation.single_image == "average"):
+        own = resolve_defaults(model.config.adaptation.replace(scope=scope), model)
+        if scope == "average" or (scope == "batch" and own.single_image == "average"):
             settings.update(augmentations=augmentations, augmentation_steps=augmentation_steps)
+        elif scope == "stream" and own.average_answers != "never":
+            settings["augmentations"] = augmentations
         if not gated:
             settings["gate"] = None
         elif model.config.adaptation.gate is None:

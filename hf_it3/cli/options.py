@@ -8,6 +8,7 @@ from typing import Any
 
 # As in `hf_it3.it3.adaptation_config_it3`, which takes torch to import.
 SCOPES = ("batch", "image", "stream", "average")
+AVERAGE_ANSWERS = ("never", "adapted", "always")
 # Options and arguments that name a model or a data set, in every subcommand.
 _SOURCES = ("model", "models", "backbone", "dataset")
 
@@ -89,6 +90,11 @@ _SHARED: dict[str, dict[str, Any]] = {
     "split": {"help": "split of the data set, or a range of one: test[:2000]"},
     "streaming": {"action": "store_true", "help": "read the data set as it is needed, if it is larger than memory"},
     "scope": {"choices": SCOPES, "help": "who shares adapted weights (default: the model's own)"},
+    "average_answers": {
+        "choices": AVERAGE_ANSWERS,
+        "help": "whose answers, in scopes batch and stream, are means over changed copies of the image (default: the "
+        "model's own)",
+    },
     "image_column": {"help": "default: image, img or pixel_values"},
     "label_column": {"help": "default: label, labels or fine_label; in segmentation annotation, label or mask"},
     "num_samples": {"type": count_or_all, "metavar": "N", "help": "number of images, or all"},

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="Hub name or directory of an idempotent model")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, and folders of them")
     add_shared(parser, "revision", "trust_remote_code", "task", "scope", "batch_size", "no_gate", "order", "seed")
-    add_shared(parser, "no_progress")
+    add_shared(parser, "average_answers", "no_progress")
     parser.add_argument("--no_adapt", action="store_true", help="the plain model's answers")
     parser.add_argument("--top_k", type=positive, metavar="N", help="classes of each image (default: 1)")
     parser.add_argument(
@@ -38,8 +38,10 @@ def run(arguments: argparse.Namespace) -> None:
     from ..data import in_reading_order
     from ..hub.adapted_model import find_images
 
-    if arguments.no_adapt and (arguments.scope or arguments.no_gate):
-        raise ValueError("--no_adapt gives the plain model's answers, so leave --scope and --no_gate out")
+    if arguments.no_adapt and (arguments.scope or arguments.no_gate or arguments.average_answers):
+        raise ValueError(
+            "--no_adapt gives the plain model's answers, so leave --scope, --no_gate and --average_answers out"
+        )
     task = check_task(arguments.task, arguments.model, arguments.revision)
     report: _Classes | _Maps = (_Maps if task.endswith("segmentation") else _Classes)(arguments)
     files = find_images(arguments.images)
@@ -47,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     answer: Any = pipeline(task, model=arguments.model, **hub)  # type: ignore[call-overload] # a task of ours
     settings: dict[str, Any] = {"adapt": not arguments.no_adapt, **report.settings}
     settings |= {"scope": arguments.scope} if arguments.scope else {}
+    settings |= {"average_answers": arguments.average_answers} if arguments.average_answers else {}
     settings |= {"gate": None} if arguments.no_gate else {}
     batch_size = arguments.batch_size or answer.model.config.adaptation.batch_size
     answers: list[Any] = [None] * len(files)

@@ -17,6 +17,7 @@ from .optimizers_it3 import OPTIMIZERS
 SCOPES = ("batch", "image", "stream", "average")
 SINGLE_IMAGES = ("average", "image", "batch")
 ANCHORS = ("frozen", "ema", "self")
+AVERAGE_ANSWERS = ("never", "adapted", "always")
 PARAMETER_GROUPS = ("all", "norm", "bias")
 NORM_STATISTICS = ("auto", "source", "batch", "mixed", "shrunk")
 
@@ -68,8 +69,12 @@ class AdaptationConfig:
         gate_window (`int`): scope `"stream"`: number of latest images that the gate looks at.
         ema_decay (`float`): decay of the moving average per step, for anchor `"ema"`.
         max_grad_norm (`float` or `None`): clips the norm of the gradient (of each image's own for scope `"image"`).
-        augmentations (`int`): scope `"average"`: number of copies of each image, itself included.
-        augmentation_kinds (`list[str]` or `None`): scope `"average"`: how copies differ, see [`Augmentation`]:
+        average_answers (`"never"`, `"adapted"`, `"always"` or `None`): scopes `"batch"` and `"stream"`: whose answer
+            is the mean prediction over `augmentations` changed copies of the image: nobody's; that of images which are
+            adapted to, from the adapted weights; also that of all others, from the unadapted ones. Each copy costs a
+            forward pass.
+        augmentations (`int`): number of copies of each image to average over, itself included.
+        augmentation_kinds (`list[str]` or `None`): how copies differ, see [`Augmentation`]:
             `"warp"` (small shifts, rotations and scalings), `"crop"`, `"flip"` (left to right), `"color"`. `None` is
             crop and flip for classes of colour images, else warp. Name `["warp"]` for digits, letters or signs in
             colour: they must not be mirrored.
@@ -117,6 +122,7 @@ class AdaptationConfig:
     gate_window: int = 256
     ema_decay: float = 0.99
     max_grad_norm: float | None = None
+    average_answers: str | None = None
     augmentations: int = 8
     augmentation_kinds: Sequence[str] | None = None
     augmentation_steps: int = 0
@@ -134,6 +140,7 @@ class AdaptationConfig:
         self._check_choice("scope", SCOPES)
         self._check_choice("anchor", ANCHORS, optional=True)
         self._check_choice("norm_statistics", NORM_STATISTICS)
+        self._check_choice("average_answers", AVERAGE_ANSWERS, optional=True)
         self._check_choice("optimizer", OPTIMIZERS, or_callable=True)
         self._check_choice("distance", DISTANCES, optional=True, or_callable=True)
         self._check_number("batch_size", int, 1)
@@ -249,21 +256,23 @@ class AdaptationConfig:
         return cls(**{**PRESETS[name], **overrides})
 
 
+# Other methods know neither gate nor averages.
+_AS_PUBLISHED = {"gate": None, "single_image": "batch", "average_answers": "never"}
 PRESETS: dict[str, dict[str, Any]] = {
     "it3": {},
-    "none": {"num_steps": 0, "norm_statistics": "source", "single_image": "batch", "gate": None},
-    "statistics": {"num_steps": 0, "norm_statistics": "batch", "single_image": "batch", "gate": None},
+    "none": {**_AS_PUBLISHED, "num_steps": 0, "norm_statistics": "source"},
+    "statistics": {**_AS_PUBLISHED, "num_steps": 0, "norm_statistics": "batch"},
     "tent": {
+        **_AS_PUBLISHED,
         "num_steps": 1,
         "learning_rate": 1e-3,
         "distance": "entropy",
         "parameters": "norm",
         "diversity_weight": 0.0,
         "norm_statistics": "batch",
-        "gate": None,
-        "single_image": "batch",
     },
     "torch-ttt": {
+        **_AS_PUBLISHED,
         "num_steps": 1,
         "learning_rate": 1e-3,
         "anchor": "self",
@@ -271,8 +280,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "parameters": "all",
         "norm_statistics": "source",
         "diversity_weight": 0.0,
-        "gate": None,
-        "single_image": "batch",
     },
 }
 

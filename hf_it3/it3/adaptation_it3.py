@@ -167,11 +167,17 @@ class TestTimeAdapter:
         output = self._unadapted(first, usable, scope)
         chosen = self._who_adapts(output, first, usable, scope)
         self._adapted_last = bool(chosen.any())
-        if scope in self.alone and self.alone[scope].averages:
-            self._average(output, images, usable & ~chosen, scope)
         if self._adapted_last:
             self._answer(output, images, first, chosen, scope)
+        if scope in self.alone:
+            self._average(output, images, usable & ~chosen, scope)
+        elif self.config.average_answers == "always":
+            self._average(output, images, usable & ~output.averaged, scope)
         return output
+
+    def _averaging(self, scope: str) -> ImageAdaptation | SharedAdaptation:
+        """Whoever averages the answers of a batch of this scope."""
+        return self.alone.get(scope, self.shared)
 
     def _start(self) -> None:
         """Gives the shells the weights and buffers that a call starts from."""
@@ -253,9 +259,9 @@ class TestTimeAdapter:
 
     def _average(self, output: AdaptationOutput, images: Tensor, chosen: Tensor, scope: str) -> None:
         """Answers with means over copies; it changes no weights and costs clean images nothing, so it has no gate."""
-        if not chosen.any():
+        if not (chosen.any() and self._averaging(scope).averages):
             return
-        _, positions = self._put_logits(output, chosen, self.alone[scope].average(images[chosen]))
+        _, positions = self._put_logits(output, chosen, self._averaging(scope).average(images[chosen]))
         output.averaged[positions] = True
 
     @staticmethod
@@ -287,7 +293,7 @@ class TestTimeAdapter:
         if logits is None:
             return
         good, positions = self._put_logits(output, chosen, logits)
-        output.averaged[positions] = scope in self.alone and self.alone[scope].averages
+        output.averaged[positions] = self._averaging(scope).averages
         output.adapted[positions] = len(history) > 0 or self._config_of(scope).norm_statistics != "source"
         if scope in self.alone:
             self.latest_counts = None if len(history) else self.latest_counts

@@ -1,7 +1,7 @@
 """Small changes that turn one image into a batch of itself, and back."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -44,14 +44,25 @@ class Augmentation:
 
     def apply(self, images: Tensor) -> Tensor:
         """Copies of images `(B, C, H, W)`, of shape `(B, count, C, H, W)`."""
+        return self._copies(images, range(self.count))
+
+    def each(self, images: Tensor) -> Iterator[Tensor]:
+        """The same copies one after the other, `count` times `(B, C, H, W)`, for batches too large to hold all."""
+        yield images
+        for index in range(1, self.count):
+            yield self._copies(images, range(index, index + 1))[:, 0]
+
+    def _copies(self, images: Tensor, indices: range) -> Tensor:
         kinds = self._kinds_for(images.shape[1])
         height, width = images.shape[-2:]
-        copies = images[:, None].expand(-1, self.count, -1, -1, -1)
-        copies = copies.clone() if kinds <= {"color"} else _warp(copies, self._matrices(height, width, kinds))
+        part = slice(indices.start, indices.stop)
+        copies = images[:, None].expand(-1, len(indices), -1, -1, -1)
+        copies = copies.clone() if kinds <= {"color"} else _warp(copies, self._matrices(height, width, kinds)[part])
         if "color" in kinds:
             factor, offset = self._colors(images)
-            copies = copies * factor + offset
-        copies[:, 0] = images
+            copies = copies * factor[part] + offset[part]
+        if 0 in indices:
+            copies[:, 0] = images
         return copies
 
     def undo(self, maps: Tensor) -> Tensor:

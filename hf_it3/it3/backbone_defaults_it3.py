@@ -63,6 +63,8 @@ def resolve_defaults(config: AdaptationConfig, model: IdempotentModel) -> Adapta
         aligns = model.feature_statistics.is_measured and (is_chosen or task_aligns)
         if not aligns or config.norm_statistics == "batch":  # that is of BatchNorm alone
             resolved["norm_statistics"] = "source"
+    if config.average_answers is None:
+        resolved["average_answers"] = "never"
     if config.anchor is None:
         resolved["anchor"] = config.effective_anchor
     return config.replace(**resolved)

@@ -26,7 +26,7 @@ def check_named(settings: AdaptationConfig, resolved: AdaptationConfig, named: I
         ValueError: for a named field that asks for something which the scope rules out.
     """
     named = list(named)
-    uses = _uses(settings, "augmentation_steps" in named)
+    uses = _uses(settings, resolved, "augmentation_steps" in named)
     idle = _idle(settings, resolved)
     for name in named:
         asked, acts, where = uses.get(name, (False, True, ""))
@@ -39,11 +39,14 @@ def check_named(settings: AdaptationConfig, resolved: AdaptationConfig, named: I
             logger.warning_once(f"{name}={getattr(settings, name)!r} does nothing here: it acts {idle[name]}.")
 
 
-def _uses(settings: AdaptationConfig, names_steps: bool) -> dict[str, tuple[Any, bool, str]]:
+def _uses(
+    settings: AdaptationConfig, resolved: AdaptationConfig, names_steps: bool
+) -> dict[str, tuple[Any, bool, str]]:
     """Of settings that do nothing in some scopes: whether they ask for something, whether they can act, and where."""
     scope = settings.scope
     shares = scope in ("batch", "stream")
-    averages = scope == "average" or (scope == "batch" and settings.single_image == "average")
+    averages_alone = scope == "average" or (scope == "batch" and settings.single_image == "average")
+    averages = averages_alone or (shares and resolved.average_answers != "never")
     takes_steps = scope != "average" or names_steps or settings.augmentation_steps > 0
     is_alone = scope in ("image", "average") or (
         scope == "batch" and (settings.single_image == "image" or settings.augmentation_steps > 0)
@@ -54,9 +57,10 @@ def _uses(settings: AdaptationConfig, names_steps: bool) -> dict[str, tuple[Any,
         "diversity_weight": (settings.diversity_weight, shares, "where images share weights"),
         "max_class_share": (settings.max_class_share < 1, shares, "where images share weights"),
         "class_balance": (settings.class_balance, shares, "where images share weights"),
-        "augmentations": (settings.augmentations > 1, averages, "in scope 'average'"),
-        "augmentation_kinds": (True, averages, "in scope 'average'"),
-        "augmentation_steps": (settings.augmentation_steps, averages, "in scope 'average'"),
+        "average_answers": (settings.average_answers != "never", shares, "where images share weights"),
+        "augmentations": (settings.augmentations > 1, averages, "where answers are averaged"),
+        "augmentation_kinds": (True, averages, "where answers are averaged"),
+        "augmentation_steps": (settings.augmentation_steps, averages_alone, "in scope 'average'"),
         "single_image": (True, scope == "batch", "in scope 'batch'"),
         "gate_window": (True, scope == "stream", "in scope 'stream'"),
         "collapse_guard": (settings.collapse_guard, scope == "stream", "in scope 'stream'"),

@@ -54,14 +54,7 @@ class ImageAdaptation:
         augmentation = None
         if config.scope == "average":
             config = config.replace(num_steps=config.augmentation_steps)
-            task = objective.task
-            kinds = config.augmentation_kinds or (None if task.takes_crops else ("warp",))
-            if not task.takes_crops and "crop" in (kinds or ()):
-                raise ValueError(
-                    f"augmentation_kinds={list(kinds or ())} cannot act in {task.name}: a crop tells less than the "
-                    "whole image; leave 'crop' out"
-                )
-            augmentation = Augmentation(config.augmentations, kinds)
+            augmentation = objective.task.make_augmentation(config.augmentations, config.augmentation_kinds)
         return cls(SharedAdaptation(shell, shell, config, objective, alone=True), augmentation)
 
     def _choose_vectorize(self) -> bool:

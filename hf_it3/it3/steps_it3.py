@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +93,9 @@ class SharedAdaptation:
         self.config = config
         self.objective = objective
         self.task = objective.task
+        averages = not alone and config.average_answers != "never" and config.augmentations > 1
+        make = self.task.make_augmentation
+        self.augmentation = make(config.augmentations, config.augmentation_kinds) if averages else None
         self._has_norms = backbone_kind(shell.model) != "plain"
         self.anchor_shell = ModelShell(shell.model, config.parameters) if config.anchor == "ema" else None
         self.seen = SeenStatistics(shell.module, config.gate_window)
@@ -210,7 +213,30 @@ class SharedAdaptation:
             weights = self._image_weights(images, y0.detach())
         with self.seen.watching(len(images)):
             logits = self._answer(images, weights)
+        logits = self._average(images, logits, lambda copies: self._answer(copies, weights))
         return logits, _as_losses(losses, logits)
+
+    @property
+    def averages(self) -> bool:
+        """Whether answers are means over copies."""
+        return self.augmentation is not None
+
+    @torch.no_grad()
+    def average(self, images: Tensor) -> Tensor:
+        """Logits `(B, num_labels, ...)` of the unadapted model's mean prediction over copies of each image; to be
+        called with the source weights in the shell."""
+        return self._average(images, self.source_shell(images), self.source_shell)
+
+    @torch.no_grad()
+    def _average(self, images: Tensor, logits: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits of the mean prediction over copies of images `(B, C, H, W)`, of which those of the first are known;
+        these where nothing is averaged."""
+        if self.augmentation is None:
+            return logits
+        copies = self.augmentation.each(images)
+        next(copies)  # the images themselves
+        answers = torch.stack([logits, *map(answer, copies)], 1)
+        return self.task.average(self.augmentation.undo(answers))
 
     def _wants_diversity(self, y0: Tensor) -> bool:
         config = self.config
@@ -261,10 +287,14 @@ class SharedAdaptation:
         """Logits for images whose statistics differ from those of training by their classes as well; none where those
         of training make predictions surer."""
         kind = "mixed" if self.config.norm_statistics == "shrunk" else self.config.norm_statistics
-        with norm_statistics(kind, _SORTED_PRIORS * (self.config.prior_count or 0)):
-            logits = self.shell(images)
+
+        def answer(images: Tensor) -> Tensor:
+            with norm_statistics(kind, _SORTED_PRIORS * (self.config.prior_count or 0)):
+                return self.shell(images)
+
+        logits = answer(images)
         is_surer = entropy(self.task.predict(logits)).mean() < entropy(first.y0).mean()
-        return logits if is_surer else None
+        return self._average(images, logits, answer) if is_surer else None
 
     def _second_prediction(self, images: Tensor, y0: Tensor, frozen_y1: Tensor | None) -> Tensor:
         """y1 = f(x, y0) of whoever is the anchor."""

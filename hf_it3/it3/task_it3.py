@@ -4,12 +4,14 @@ Axis 1 is the class axis; whatever follows it is space, so `(B, num_labels)` and
 code.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .augmentation_it3 import Augmentation
 from .configuration_it3 import SEGMENTATION, IT3Config
 from .distances_it3 import distances_for, entropy, log
 from .embedders_it3 import LabelEmbedder, LabelMapEmbedder
@@ -106,6 +108,21 @@ class Task:
     def make_embedder(self, channels: int) -> nn.Module:
         """A new embedder from label signals to the channels of the injection layer."""
         return LabelEmbedder(self.num_labels, channels)
+
+    def make_augmentation(self, count: int, kinds: Sequence[str] | None) -> Augmentation:
+        """What makes `count` copies of images, of the given kinds or else of those that suit the task.
+
+        Raises:
+            ValueError: for crops in a task that needs the whole image.
+        """
+        if self.takes_crops:
+            return Augmentation(count, kinds)
+        if kinds is not None and "crop" in kinds:
+            raise ValueError(
+                f"augmentation_kinds={list(kinds)} cannot act in {self.name}: a crop tells less than the whole image; "
+                "leave 'crop' out"
+            )
+        return Augmentation(count, kinds or ("warp",))
 
     def uniform_signal(self, batch_size: int, value: float, device: torch.device) -> Tensor:
         """A label signal that has the same value everywhere."""

@@ -40,7 +40,9 @@ class Stage:
 def do_nothing(settings: AdaptationConfig) -> AdaptationConfig:
     """The same settings without any adaptation: the first pass answers."""
     scope = "batch" if settings.scope == "average" else settings.scope
-    return settings.replace(scope=scope, num_steps=0, single_image="batch", norm_statistics="source")
+    return settings.replace(
+        scope=scope, num_steps=0, single_image="batch", norm_statistics="source", average_answers="never"
+    )
 
 
 def adapts_image_by_image(settings: AdaptationConfig) -> bool:

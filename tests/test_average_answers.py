@@ -1,0 +1,158 @@
+"""Answers of images that share weights, averaged over copies of each image."""
+
+import copy
+
+import pytest
+import torch
+from naive_adaptation import NaiveAdaptation
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from hf_it3 import AdaptationConfig, IT3ForSemanticSegmentation, TestTimeAdapter
+from hf_it3.it3.augmentation_it3 import Augmentation
+from hf_it3.it3.backbone_defaults_it3 import BACKBONE_DEFAULTS
+from hf_it3.it3.batchnorm_it3 import SplitBatchNorm
+
+
+STEPS = {"gate": None, "num_steps": 2, "learning_rate": 3e-3}
+ADAPTED = {"average_answers": "adapted", "augmentations": 4}
+
+
+def mean_prediction(classify, images, count=4, kinds=None):
+    """Log of the mean probabilities `(B, num_labels)` over copies of images."""
+    copies = Augmentation(count, kinds).apply(images).unbind(1)
+    return torch.stack([classify(one).softmax(1) for one in copies]).mean(0).log()
+
+
+def log_probabilities(output):
+    """The mean of predictions has logits up to a constant."""
+    return output.logits.log_softmax(1)
+
+
+@pytest.mark.parametrize("kinds", [["warp"], ["crop", "flip"], ["color"], ["color", "warp", "flip"]], ids=str)
+def test_copies_one_after_the_other_are_the_copies_at_once(kinds):
+    augmentation, images = Augmentation(5, kinds), torch.rand(3, 3, 12, 17)
+    assert torch.equal(torch.stack(list(augmentation.each(images)), 1), augmentation.apply(images))
+
+
+@pytest.mark.parametrize("scope", ["batch", "stream"])
+@pytest.mark.parametrize("kinds", [None, ["flip", "color"]], ids=str)
+def test_answers_are_means_of_the_adapted_model_over_copies(model, shifted_images, scope, kinds):
+    model, images = model.double(), shifted_images[:12].double()
+    adapter = TestTimeAdapter(model, scope=scope, augmentation_kinds=kinds, **STEPS, **ADAPTED)
+    naive = NaiveAdaptation(model, scope=scope, **STEPS)
+    for part in images.split(6 if scope == "stream" else 12):
+        output = adapter(part)
+        naive(part)
+        with torch.no_grad():
+            expected = mean_prediction(lambda copies: naive.model(copies).logits, part, kinds=kinds)
+        torch.testing.assert_close(log_probabilities(output), expected, rtol=0, atol=1e-9)
+        assert output.adapted.all()
+        assert output.averaged.all()
+
+
+def test_copies_have_the_statistics_of_their_own_batch(batch_norm_model, images):
+    model = copy.deepcopy(batch_norm_model)
+    output = TestTimeAdapter(model, gate=None, num_steps=0, norm_statistics="batch", **ADAPTED)(images)
+
+    def classify(copies):
+        network = copy.deepcopy(model)
+        for layer in network.modules():
+            if isinstance(layer, SplitBatchNorm):
+                layer.running_mean, layer.running_var = None, None  # as F.batch_norm uses those of the batch
+                layer.forward = lambda x, own=layer: torch.nn.functional.batch_norm(
+                    x, None, None, own.weight, own.bias, True, 0.0, own.eps
+                )
+        with torch.no_grad():
+            return network(copies).logits
+
+    torch.testing.assert_close(log_probabilities(output), mean_prediction(classify, images), rtol=1e-4, atol=1e-5)
+
+
+class TestWhoseAnswers:
+    """Never, where the gate opens, or always."""
+
+    def test_images_that_the_gate_leaves_alone_keep_their_answer(self, model, images):
+        output = TestTimeAdapter(model, gate=float("inf"), **ADAPTED)(images)
+        assert not (output.adapted | output.averaged).any()
+        assert torch.equal(output.logits, output.initial_logits)
+
+    @pytest.mark.parametrize("scope", ["batch", "stream"])
+    def test_always_averages_what_the_gate_leaves_alone(self, model, images, shifted_images, scope):
+        adapter = TestTimeAdapter(model, scope=scope, average_answers="always", augmentations=4, num_steps=2)
+        adapter(shifted_images)  # a stream has adapted weights by now, which must not answer
+        output = adapter(images[:1].expand(300, -1, -1, -1) if scope == "stream" else images)
+        assert output.averaged.all()
+        closed = ~output.adapted
+        averaged = TestTimeAdapter(model, scope="average", augmentations=4, gate=float("inf"))(images)
+        if scope == "batch":
+            assert closed.all()
+            torch.testing.assert_close(output.logits, averaged.logits)
+
+    def test_a_closed_stream_averages_with_the_unadapted_model(self, model, images, shifted_images):
+        settings = {"average_answers": "always", "augmentations": 4, "num_steps": 2}
+        adapter = TestTimeAdapter(model, scope="stream", gate_window=64, **settings)
+        assert adapter(shifted_images).adapted.all()
+        output = adapter(images)
+        assert not output.adapted.any()
+        averaged = TestTimeAdapter(model, scope="average", augmentations=4)(images)
+        torch.testing.assert_close(output.logits, averaged.logits)
+
+    def test_never_is_as_if_nothing_were_averaged(self, model, shifted_images):
+        output = TestTimeAdapter(model, average_answers="never", **STEPS)(shifted_images)
+        assert not output.averaged.any()
+
+    @pytest.mark.parametrize("count", [0, 1])
+    def test_one_copy_is_the_image_itself(self, model, shifted_images, count):
+        settings = {**STEPS, "average_answers": "always"}
+        output = TestTimeAdapter(model, augmentations=count, **settings)(shifted_images)
+        plain = TestTimeAdapter(model, average_answers="never", **STEPS)(shifted_images)
+        assert torch.equal(output.logits, plain.logits)
+        assert not output.averaged.any()
+
+    def test_images_with_broken_pixels_get_no_mean(self, model, shifted_images):
+        shifted_images[3, 0, 0, 0] = float("nan")
+        output = TestTimeAdapter(model, **STEPS, **ADAPTED)(shifted_images)
+        assert output.averaged.tolist() == [index != 3 for index in range(len(shifted_images))]
+        assert output.logits[output.averaged].isfinite().all()
+
+    @pytest.mark.parametrize("name", ["none", "statistics", "tent", "torch-ttt"])
+    def test_published_methods_average_nothing(self, name):
+        assert AdaptationConfig.preset(name).average_answers == "never"
+
+    @pytest.mark.parametrize("scope", ["image", "average"])
+    def test_scopes_without_shared_weights_refuse_it(self, model, scope):
+        with pytest.raises(ValueError, match=f"average_answers='adapted' cannot act in scope '{scope}'"):
+            TestTimeAdapter(model, scope=scope, average_answers="adapted")
+
+    def test_another_value_is_refused(self):
+        with pytest.raises(ValueError, match="average_answers must be one of 'never', 'adapted', 'always' or None"):
+            AdaptationConfig(average_answers="sometimes")
+
+    def test_every_kind_of_backbone_has_a_default(self):
+        assert all("average_answers" in defaults for defaults in BACKBONE_DEFAULTS.values())
+
+
+def test_the_adapted_model_is_the_same_as_without_averaging(model, shifted_images):
+    adapters = [TestTimeAdapter(model, average_answers=name, **STEPS) for name in ("never", "adapted")]
+    for adapter in adapters:
+        adapter(shifted_images)
+    first, second = (adapter.adapted_model().state_dict() for adapter in adapters)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_maps_come_back_to_where_their_pixels_were():
+    config = SegformerConfig(
+        num_channels=3, depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 16, 16], decoder_hidden_size=16, num_labels=4
+    )
+    model = IT3ForSemanticSegmentation.from_backbone(SegformerForSemanticSegmentation(config)).eval()
+    images = torch.rand(4, 3, 64, 64)
+    settings = {"gate": None, "num_steps": 0, "norm_statistics": "source"}
+    always = TestTimeAdapter(model, average_answers="always", augmentation_kinds=["flip"], augmentations=2, **settings)
+    with torch.no_grad():
+        mirrored = model(images.flip(-1)).logits.softmax(1).flip(-1)
+        expected = ((model(images).logits.softmax(1) + mirrored) / 2).log()
+    actual = always(images)
+    assert actual.averaged.all()
+    torch.testing.assert_close(actual.logits.log_softmax(1), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"augmentation_kinds=\['crop'\] cannot act in .*: a crop tells less"):
+        TestTimeAdapter(model, average_answers="adapted", augmentation_kinds=["crop"])
