@@ -258,7 +258,7 @@ class TestNormStatistics:
 
     def test_mixed_lies_between_source_and_batch(self, batch_norm_model):
         images = torch.rand(8, 1, 16, 16, dtype=torch.float64) * 2 + 1
-        settings = {"gate": None, "num_steps": 0}
+        settings = {"gate": None, "num_steps": 0, "average_answers": "never"}
         model = batch_norm_model.double()
         batch = model.adapt(images, norm_statistics="batch", **settings).logits
         mixed = {
@@ -270,7 +270,8 @@ class TestNormStatistics:
 
     def test_statistics_of_the_batch_equal_those_of_training_mode(self, batch_norm_model):
         images = torch.rand(8, 1, 16, 16)
-        output = batch_norm_model.adapt(images, norm_statistics="batch", num_steps=0, gate=None)
+        settings = {"gate": None, "num_steps": 0, "average_answers": "never"}
+        output = batch_norm_model.adapt(images, norm_statistics="batch", **settings)
         torch.testing.assert_close(output.logits, batch_norm_model.train()(images).logits)
 
     def test_one_image_of_one_value_per_channel_is_handled(self, batch_norm_model):

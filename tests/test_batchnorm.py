@@ -226,7 +226,14 @@ def test_statistics_per_image_are_those_of_a_batch_of_one(features, kind):
 class TestSortedBatches:
     """Images of few classes: sorted ones, or those that a shift takes for few."""
 
-    SETTINGS = {"gate": None, "norm_statistics": "shrunk", "prior_count": 4, "num_steps": 1, "learning_rate": 0.1}
+    SETTINGS = {
+        "gate": None,
+        "norm_statistics": "shrunk",
+        "prior_count": 4,
+        "num_steps": 1,
+        "learning_rate": 0.1,
+        "average_answers": "never",
+    }
 
     @pytest.fixture
     def few(self, monkeypatch):
@@ -311,7 +318,13 @@ class TestSortedBatches:
 class TestClassBalance:
     """Statistics follow the shift of images, not the mix of the classes that they are predicted as."""
 
-    SETTINGS = {"gate": None, "prior_count": 4, "num_steps": 0, "diversity_weight": 0.0}
+    SETTINGS = {
+        "gate": None,
+        "prior_count": 4,
+        "num_steps": 0,
+        "diversity_weight": 0.0,
+        "average_answers": "never",
+    }
 
     @pytest.fixture
     def measured(self, batch_norm_model, images):

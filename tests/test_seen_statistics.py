@@ -14,7 +14,7 @@ from hf_it3 import IT3CNNConfig, IT3Config, IT3ForImageClassification, TestTimeA
 
 # Its convolutions standardise their weights and have no bias, so there is nothing that could take statistics up.
 CANNOT_CARRY = {"bit"}
-ALWAYS = {"gate": None, "diversity_weight": 0.0, "norm_statistics": "mixed"}
+ALWAYS = {"gate": None, "diversity_weight": 0.0, "norm_statistics": "mixed", "average_answers": "never"}
 
 
 def family_model(name: str) -> IT3ForImageClassification:

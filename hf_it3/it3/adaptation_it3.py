@@ -327,7 +327,8 @@ class TestTimeAdapter:
         """A model of its own with the adapted weights: those of the stream, or of the latest batch.
 
         Statistics that features were corrected with become part of its weights, averaged over a stream's latest
-        `gate_window` images, so that it classifies such images without adaptation as the adapter does with it.
+        `gate_window` images, so that it classifies such images without adaptation as the adapter does with it, but
+        for `average_answers`.
 
         Its `config.base_model` records where it came from; it can be saved, pushed and loaded as any other.
 

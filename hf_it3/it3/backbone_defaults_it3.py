@@ -18,6 +18,7 @@ BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "norm_statistics": "shrunk",
         "prior_count": 64,
+        "average_answers": "adapted",
     },
     "layer_norm": {
         "parameters": "norm",
@@ -25,6 +26,7 @@ BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "norm_statistics": "mixed",
         "prior_count": 16,
+        "average_answers": "adapted",
     },
     "plain": {
         "parameters": "all",
@@ -32,6 +34,7 @@ BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-4,
         "norm_statistics": "mixed",
         "prior_count": 16,
+        "average_answers": "never",
     },
 }
 # What differs for images that adapt alone. Statistics of one image mislead deep networks, whose last maps are small.
@@ -53,18 +56,19 @@ def backbone_kind(model: nn.Module) -> str:
 
 def resolve_defaults(config: AdaptationConfig, model: IdempotentModel) -> AdaptationConfig:
     """A copy of the settings in which nothing is left open for this model: neither `None` nor `"auto"`."""
-    kind, task_aligns = backbone_kind(model), Task.of(model.config).aligns_features
+    kind, task = backbone_kind(model), Task.of(model.config)
+    task_aligns = task.aligns_features
     # Nothing corrects features before the steps where they are not aligned, so more is left for these to do.
     row = kind if kind == "batch_norm" or task_aligns else "plain"
     defaults = BACKBONE_DEFAULTS[row] | (DEFAULTS_ALONE[row] if config.scope in ("image", "average") else {})
     resolved = {name: value for name, value in defaults.items() if getattr(config, name) in (None, "auto")}
+    if config.average_answers is None and not task.takes_crops:
+        resolved["average_answers"] = "never"
     if kind != "batch_norm":
         is_chosen = config.norm_statistics in ("mixed", "shrunk")
         aligns = model.feature_statistics.is_measured and (is_chosen or task_aligns)
         if not aligns or config.norm_statistics == "batch":  # that is of BatchNorm alone
             resolved["norm_statistics"] = "source"
-    if config.average_answers is None:
-        resolved["average_answers"] = "never"
     if config.anchor is None:
         resolved["anchor"] = config.effective_anchor
     return config.replace(**resolved)
