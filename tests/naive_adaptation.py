@@ -79,6 +79,13 @@ class NaiveAdaptation:
             average.copy_(self.config.ema_decay * average + (1 - self.config.ema_decay) * value)
 
 
+def mean_over_copies(model, images, count, kinds=None):
+    """Logits `(B, num_labels)` of the mean prediction of a model over copies of each image, up to a constant."""
+    copies = Augmentation(count, kinds).apply(images).unbind(1)
+    with torch.no_grad():
+        return torch.stack([model(one).logits.softmax(1) for one in copies]).mean(0).log()
+
+
 def image_by_image(model, images, **settings):
     """Logits `(B, num_labels)` where every image had weights of its own, from augmentations if the settings say."""
     config = resolve_defaults(model.config.adaptation.replace(**settings), model)

@@ -11,16 +11,25 @@ import sys
 
 import torch
 from families import FAMILIES, classifier, family_images
-from naive_adaptation import NaiveAdaptation, image_by_image
+from naive_adaptation import NaiveAdaptation, image_by_image, mean_over_copies
 from torch import Tensor
 from transformers import set_seed
 
 from hf_it3 import IT3ForImageClassification, TestTimeAdapter
 
 
-STEPS = {"learning_rate": 1e-3, "gate": None, "parameters": "all", "norm_statistics": "source", "max_class_share": 1.0}
+STEPS = {
+    "learning_rate": 1e-3,
+    "gate": None,
+    "parameters": "all",
+    "norm_statistics": "source",
+    "max_class_share": 1.0,
+    "average_answers": "never",
+}
+AVERAGED = {"average_answers": "adapted", "augmentations": 2}
 CASES = {
     "batch": {"scope": "batch", "num_steps": 2},
+    "batch, averaged": {"scope": "batch", "num_steps": 2, **AVERAGED},
     "batch, channels last": {"scope": "batch", "num_steps": 2},
     "stream": {"scope": "stream", "num_steps": 1},
     "image": {"scope": "image", "num_steps": 2, "vectorize": True},
@@ -39,12 +48,14 @@ def compare(family: str, case: str) -> tuple[float, float]:
     images = family_images(family, 4).double()
     with torch.no_grad():
         unadapted = model(images).logits
+    if settings["average_answers"] == "adapted":
+        unadapted = mean_over_copies(model, images, settings["augmentations"])
     expected = _reference(copy.deepcopy(model), images, settings)
     if case.endswith("channels last"):
         model, images = (value.to(memory_format=torch.channels_last) for value in (model, images))
     adapter = TestTimeAdapter(model, **settings)
     actual = torch.cat([adapter(part).logits for part in _parts(images, settings)])
-    if settings["scope"] == "average":
+    if "augmentations" in settings:
         # The mean of predictions has logits up to a constant.
         actual, expected, unadapted = (logits.log_softmax(-1) for logits in (actual, expected, unadapted))
     return (actual - expected).abs().max().item(), (expected - unadapted).abs().max().item()
@@ -59,7 +70,10 @@ def _reference(model: IT3ForImageClassification, images: Tensor, settings: dict)
     if settings["scope"] in ("image", "average"):
         return image_by_image(model, images, **settings)
     naive = NaiveAdaptation(model, **settings)
-    return torch.cat([naive(part) for part in _parts(images, settings)])
+    answers = torch.cat([naive(part) for part in _parts(images, settings)])
+    if settings["average_answers"] == "adapted":
+        return mean_over_copies(naive.model, images, settings["augmentations"])
+    return answers
 
 
 def is_close(difference: float, movement: float) -> bool:

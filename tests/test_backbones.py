@@ -136,7 +136,8 @@ def test_vectorised_adaptation_agrees_with_one_image_after_the_other(family):
     # LeViT's BatchNorm takes tokens for images, so an image has no statistics of its own there.
     statistics = {"norm_statistics": "source" if family == "levit" else "mixed", "prior_count": 16}
     settings = {"gate": None, "num_steps": 2, "optimizer": "sgd", "learning_rate": 0.1, **statistics}
-    adapt_one = TestTimeAdapter(model, scope="batch", single_image="batch", diversity_weight=0.0, **settings)
+    in_a_batch = {"scope": "batch", "single_image": "batch", "diversity_weight": 0.0, "average_answers": "never"}
+    adapt_one = TestTimeAdapter(model, **in_a_batch, **settings)
     expected = torch.cat([adapt_one(image[None]).logits for image in images])
     assert not torch.allclose(expected, model(images).logits)
     for vectorize in (True, False):

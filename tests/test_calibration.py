@@ -614,5 +614,10 @@ def test_the_command_wants_a_folder_for_what_comes_from_the_hub(calibrate_comman
 def test_doing_nothing_keeps_what_is_no_adaptation():
     settings = do_nothing(AdaptationConfig(scope="stream", gate=2.0, num_steps=9, norm_statistics="batch"))
     assert settings == AdaptationConfig(
-        scope="stream", gate=2.0, num_steps=0, single_image="batch", norm_statistics="source"
+        scope="stream",
+        gate=2.0,
+        num_steps=0,
+        single_image="batch",
+        norm_statistics="source",
+        average_answers="never",
     )

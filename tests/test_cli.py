@@ -79,6 +79,8 @@ def test_env_prints_the_versions_that_matter(capsys):
         ([], "required: COMMAND"),
         (["trian"], "invalid choice: 'trian'"),
         (["env", "--verbose"], "unrecognized arguments: --verbose"),
+        (["train", "--split", "test"], "unrecognized arguments: --split test; did you mean --"),
+        (["predict", "x", "y", "--topk", "2"], "unrecognized arguments: --topk 2; did you mean --top_k?"),
         (["--nonsense", "env"], "unrecognized arguments: --nonsense"),
     ],
 )

@@ -7,7 +7,7 @@ from reference import CASES, compare, is_close
 
 # One of each kind: plain and inverted convolutions, attention over tokens and over windows, and both.
 KINDS = ("resnet", "convnext", "mobilenet_v2", "vit", "swin", "segformer")
-QUICK = ("batch", "image", "average")
+QUICK = ("batch, averaged", "image", "average")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -54,6 +54,7 @@ STEPS = {
     "gate": None,
     "diversity_weight": 0.0,
     "norm_statistics": "source",  # as torch-ttt has them
+    "average_answers": "never",  # which it does not do
 }
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

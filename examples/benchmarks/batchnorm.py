@@ -28,7 +28,7 @@ from hf_it3.data import load_images
 
 
 CORRUPTIONS = {"imagenet-c/contrast": 5, "mnist-c/fog": 3}
-STATISTICS = {"num_steps": 0}
+STATISTICS = {"num_steps": 0, "average_answers": "never"}
 
 
 def resnet(num_labels: int) -> ResNetForImageClassification:
@@ -117,7 +117,9 @@ def run_seed(seed: int, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor
         short = f"{name.split('/')[1]} {severity}"
         figures[f"{short}, training statistics"] = accuracy(predict(model, corrupted), labels)
         figures[f"{short}, test statistics"] = accuracy(adapt(model, corrupted, args.batch_size, **STATISTICS), labels)
-        figures[f"{short}, test statistics + step"] = accuracy(adapt(model, corrupted, args.batch_size), labels)
+        for columns, settings in {"step": {"average_answers": "never"}, "step + averaged answers": {}}.items():
+            adapted = adapt(model, corrupted, args.batch_size, **settings)
+            figures[f"{short}, test statistics + {columns}"] = accuracy(adapted, labels)
     return figures
 
 

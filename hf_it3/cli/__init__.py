@@ -2,10 +2,11 @@
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..version import __version__
 from .options import check_sources
@@ -25,6 +26,9 @@ COMMANDS = {
     "app": "try a model in the browser",
     "env": "print versions, for bug reports",
 }
+
+# What a parsed command line holds beside options.
+_NO_OPTIONS = {"command", "images", "model", "models", "run", "show_traceback"}
 
 
 def build_parser(command: str | None = None, only_explains: bool = False) -> argparse.ArgumentParser:
@@ -58,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = [_with_underscores(text) for text in (sys.argv[1:] if arguments is None else arguments)]
     command = next((argument for argument in arguments if argument in COMMANDS), None)
     only_explains = not {"-h", "--help"}.isdisjoint(arguments)
-    parsed = build_parser(command, only_explains).parse_args(arguments)
+    parser = build_parser(command, only_explains)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(_unknown_options(unknown, set(vars(parsed)) - _NO_OPTIONS))
     try:
         check_sources(parsed)
         with _without_bars() if getattr(parsed, "no_progress", False) else contextlib.nullcontext():
@@ -106,6 +113,14 @@ def _with_underscores(argument: str) -> str:
         return argument
     name, equals, value = argument[2:].partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _unknown_options(unknown: Sequence[str], known: Iterable[str]) -> str:
+    """The message for options that a subcommand does not have, with those that look like them."""
+    name = unknown[0].removeprefix("--").partition("=")[0]
+    close = difflib.get_close_matches(name, list(known), n=2) if unknown[0].startswith("--") else []
+    hint = f"; did you mean {' or '.join(f'--{one}' for one in close)}?" if close else ""
+    return f"unrecognized arguments: {' '.join(unknown)}{hint}"
 
 
 def _in_one_line(error: Exception) -> str:
