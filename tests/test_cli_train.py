@@ -11,10 +11,17 @@ import torch
 from families import classifier
 from PIL import Image
 
-from hf_it3 import IT3ForImageClassification, IT3ForSemanticSegmentation, IT3ImageProcessor, IT3TrainingArguments
+from hf_it3 import (
+    AdaptationConfig,
+    IT3ForImageClassification,
+    IT3ForSemanticSegmentation,
+    IT3ImageProcessor,
+    IT3TrainingArguments,
+)
 from hf_it3.cli import build_parser, main, training
 from hf_it3.cli.inspection import inspect_model
 from hf_it3.cli.train import DataArguments, ModelArguments
+from hf_it3.it3.backbone_defaults_it3 import BACKBONE_DEFAULTS
 from hf_it3.training.own_arguments import OwnArguments
 from hf_it3.training.small_segformer import small_segformer
 
@@ -238,6 +245,31 @@ def test_inspect_lists_the_layers_of_a_saved_model_and_names_a_better_one(traine
     layer = "resnet.embedder.embedder.convolution"
     printed = inspect(capsys, str(tmp_path), "--image_size=32", "--injection_layer", layer)
     assert printed["better layer"].startswith("resnet.embedder.embedder.normalization")
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "statistics"),
+    [
+        ("resnet", "batch_norm", "shrunk"),
+        ("vit", "layer_norm", "mixed where clean images were measured, else source"),
+    ],
+)
+def test_inspect_prints_what_settings_that_are_left_open_mean(tmp_path, capsys, family, kind, statistics):
+    IT3ForImageClassification.from_backbone(classifier(family)).save_pretrained(tmp_path)
+    printed = inspect(capsys, str(tmp_path), "--image_size=32")
+    assert printed["kind of backbone"].startswith(f"{kind}, ")
+    values = {name: printed[name] for name in BACKBONE_DEFAULTS[kind]}
+    expected = {name: str(value) for name, value in BACKBONE_DEFAULTS[kind].items()}
+    assert values == {**expected, "norm_statistics": statistics}
+
+
+def test_inspect_prints_the_models_own_settings(trained_directory, tmp_path, capsys):
+    model = IT3ForImageClassification.from_pretrained(trained_directory)
+    model.config.adaptation = AdaptationConfig(num_steps=7, norm_statistics="source")
+    model.save_pretrained(tmp_path)
+    printed = inspect(capsys, str(tmp_path))
+    assert (printed["num_steps"], printed["norm_statistics"]) == ("7", "source")
+    assert printed["kind of backbone"].startswith("plain, ")
 
 
 def test_inspect_refuses_a_layer_that_never_runs(trained_directory, capsys):

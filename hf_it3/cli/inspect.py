@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
         *((f"adapted by {choice!r}", f"{count:,} values") for choice, count in found.adapted.items()),
         ("BatchNorm", f"{found.batch_norms} layers, each with signal statistics" if found.batch_norms else "none"),
     ]
+    rows.append(("kind of backbone", f"{found.kind}, which decides what is left open of the settings:"))
+    rows += [(f"  {name}", value) for name, value in found.settings.items()]
     if found.injection.batch_norm_behind:
         rows.append(("better layer", f"{found.injection.batch_norm_behind}, the BatchNorm right behind"))
     _print_table(rows)

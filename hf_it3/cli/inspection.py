@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from ..it3.backbone_defaults_it3 import BACKBONE_DEFAULTS, backbone_kind, resolve_defaults
 from ..it3.batchnorm_it3 import SplitBatchNorm
 from ..it3.configuration_it3 import SEGMENTATION, IT3Config
 from ..it3.injection_it3 import batch_norm_behind, feature_layout, last_channels, puts_channels_last
@@ -15,6 +16,7 @@ from ..it3.modeling_it3 import IT3ForImageClassification, IT3PreTrainedModel
 from ..it3.plain_module_it3 import ModuleConfig, build_module
 from ..it3.registration import MODELS, saved_configuration
 from ..it3.shell_it3 import select_parameters
+from ..it3.task_it3 import Task
 
 
 @dataclass
@@ -47,6 +49,8 @@ class ModelDescription:
         injection (`LayerDescription`): the injection layer.
         adapted (`dict[str, int]`): number of values that adaptation changes, for `"all"`, `"norm"` and `"bias"`.
         batch_norms (`int`): BatchNorm layers with signal statistics of their own.
+        kind (`str`): kind of backbone, which decides what settings that are left open mean.
+        settings (`dict[str, str]`): these settings of adaptation, as they take effect.
         layers (`list[LayerDescription]`): all layers that can take the signal, if asked for.
     """
 
@@ -56,6 +60,8 @@ class ModelDescription:
     injection: LayerDescription
     adapted: dict[str, int]
     batch_norms: int
+    kind: str
+    settings: dict[str, str]
     layers: list[LayerDescription] = field(default_factory=list)
 
 
@@ -112,8 +118,23 @@ def inspect_model(
         injection=injection,
         adapted={choice: _count_adapted(model, choice) for choice in ("all", "norm", "bias")},
         batch_norms=sum(isinstance(module, SplitBatchNorm) for module in model.backbone.modules()),
+        kind=backbone_kind(model),
+        settings=_settings(model),
         layers=layers,
     )
+
+
+def _settings(model: IT3PreTrainedModel) -> dict[str, str]:
+    """The settings that depend on the kind of backbone."""
+    own = model.config.adaptation
+    resolved = resolve_defaults(own, model)
+    settings = {name: str(getattr(resolved, name)) for name in BACKBONE_DEFAULTS[backbone_kind(model)]}
+    if own.norm_statistics == "auto" and resolved.norm_statistics == "source" and own.scope in ("batch", "stream"):
+        # The weights, which would tell, are not loaded.
+        aligned = BACKBONE_DEFAULTS[backbone_kind(model)]["norm_statistics"]
+        if Task.of(model.config).aligns_features:
+            settings["norm_statistics"] = f"{aligned} where clean images were measured, else source"
+    return settings
 
 
 def _layer_outputs(model: IT3PreTrainedModel, image_size: int | None) -> dict[str, Any]:
