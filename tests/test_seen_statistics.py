@@ -141,6 +141,23 @@ def test_a_stream_that_goes_on_elsewhere_carries_them_along(cnn, images):
     assert torch.equal(other.adapted_model().backbone.conv1.weight, state["parameters"]["backbone.conv1.weight"])
 
 
+@pytest.mark.parametrize(
+    ("seen", "message"),
+    [
+        ([], "this is not the state of a stream: seen must hold averages and num_images"),
+        ({"averages": {}}, "seen must hold averages and num_images"),
+        ({"averages": {"conv9": ()}, "num_images": 4}, "statistics of 'conv9', a layer this model lacks"),
+    ],
+)
+def test_a_broken_state_is_refused_and_changes_nothing(cnn, images, seen, message):
+    adapter = TestTimeAdapter(cnn, scope="stream", num_steps=1, **ALWAYS)
+    adapter(images[:24])
+    before = adapter.adapted_model().state_dict()
+    with pytest.raises(ValueError, match=message):
+        adapter.load_state_dict({**adapter.state_dict(), "seen": seen})
+    assert all(torch.equal(value, before[name]) for name, value in adapter.adapted_model().state_dict().items())
+
+
 @torch.no_grad()
 def test_it_is_saved_and_loaded(cnn, images, tmp_path):
     adapter = TestTimeAdapter(cnn, num_steps=1, **ALWAYS)

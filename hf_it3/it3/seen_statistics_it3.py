@@ -77,6 +77,13 @@ class SeenStatistics:
         averages = {name: tuple(value.cpu().clone() for value in values) for name, values in self._averages.items()}
         return {"averages": averages, "num_images": self._num_images}
 
+    def check(self, state: Any) -> None:
+        """Raises a ValueError for what is not the state of statistics of this module's layers."""
+        if not isinstance(state, dict) or not isinstance(state.get("averages"), dict) or "num_images" not in state:
+            raise ValueError("this is not the state of a stream: seen must hold averages and num_images")
+        if unknown := set(state["averages"]) - set(self._names.values()):
+            raise ValueError(f"the stream was saved with statistics of {min(unknown)!r}, a layer this model lacks")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self._averages = {name: tuple(value.clone() for value in values) for name, values in state["averages"].items()}

@@ -173,6 +173,8 @@ class Stream:
         missing |= {f"guard.{key}" for key in _GUARD_STATE - set(state.get("guard", _GUARD_STATE))}
         if missing:
             raise ValueError(f"this is not the state of a stream: it lacks {', '.join(sorted(missing))}")
+        if state.get("seen") is not None:
+            self.shared.seen.check(state["seen"])
         ours, theirs = self.config.to_dict(), state["settings"]
         for name in ("optimizer", "learning_rate", "parameters", "anchor"):
             saved = theirs.get(name)
