@@ -30,6 +30,7 @@ SETTINGS = (
     "max_class_share",
     "norm_statistics",
     "gate",
+    "average_answers",
     "augmentations",
 )
 ADAPTED_FIELDS = ("data", "num_images", "num_steps", "learning_rate", "scope", "parameters", "date")
