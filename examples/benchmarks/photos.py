@@ -13,7 +13,8 @@ Trains EfficientNet-Lite0 (from its ImageNet weights), a ResNet, a ConvNeXt and 
 data set with the splits train, validation and test, makes them idempotent, and keeps them in `--output_dir`: another
 run with other settings starts from there. Then it classifies the test images, clean and corrupted, in batches of
 every size and order asked for. Methods are "none", "statistics", "tent", "memo", "torch-ttt", and "batch", "image",
-"stream" and "average", which are the model's own settings in that scope.
+"stream" and "average", which are the model's own settings in that scope, and "adapted", which is "batch" without
+averaged answers.
 
 Prints one table per backbone, order and batch size, and writes every figure to `photos.json`. Gains are means over
 corruptions and severities, with a 95 % interval over test images. EfficientNet is left out where its packages are
@@ -40,6 +41,7 @@ from photos_backbones import CONFIGS, DEVICE, IMAGE_SIZE, load_or_train, normali
 from photos_memo import memo
 from torch import Tensor
 from torch.utils.data import TensorDataset
+from tqdm.auto import tqdm
 from transformers import set_seed
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, TestTimeAdapter
@@ -48,7 +50,7 @@ from hf_it3.data import load_images
 from hf_it3.evaluation.methods import make_methods, why_not_applicable
 
 
-METHODS = ("none", "statistics", "tent", "memo", "torch-ttt", "batch", "image", "stream", "average")
+METHODS = ("none", "statistics", "tent", "memo", "torch-ttt", "adapted", "batch", "image", "stream", "average")
 ORDERS = ("iid", "sorted", "mixed")
 # Their answers do not depend on what else is in the batch.
 ONE_BY_ONE = ("none", "memo", "image", "average")
@@ -106,7 +108,9 @@ def measure(
     if name in ("none", "memo"):
         answer = {"none": predict, "memo": memo}[name]
     else:
-        method = make_methods([name], model.config.adaptation)[-1]
+        own = model.config.adaptation
+        methods = {name: own.replace(average_answers="never")} if name == "adapted" else [name]
+        method = make_methods(methods, own)[-1]
         if why_not_applicable(method, model):
             return None
         adapter = TestTimeAdapter(model, method.config)
@@ -167,7 +171,7 @@ def evaluate(
     results: dict[tuple, dict[str, dict[Condition, Tensor]]] = defaultdict(lambda: defaultdict(dict))
     single = [Condition(name, severity) for name in corruptions for severity in args.severities]
     mixed = [Condition("mixed", severity) for severity in args.severities]
-    for condition in [Condition(), *single, *mixed]:
+    for condition in tqdm([Condition(), *single, *mixed], "Classifying", unit="condition"):
         takes = {"mixed": condition not in single, "iid": condition not in mixed, "sorted": condition not in mixed}
         orders = [order for order in args.orders if takes[order]]
         images = condition.apply(pixels, corruptions) if orders else pixels
