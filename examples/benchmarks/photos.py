@@ -13,8 +13,8 @@ Trains EfficientNet-Lite0 (from its ImageNet weights), a ResNet, a ConvNeXt and 
 data set with the splits train, validation and test, makes them idempotent, and keeps them in `--output_dir`: another
 run with other settings starts from there. Then it classifies the test images, clean and corrupted, in batches of
 every size and order asked for. Methods are "none", "statistics", "tent", "memo", "torch-ttt", and "batch", "image",
-"stream" and "average", which are the model's own settings in that scope, and "adapted", which is "batch" without
-averaged answers.
+"stream" and "average", which are the model's own settings in that scope; "never" and "always" are "batch" with other
+`average_answers`.
 
 Prints one table per backbone, order and batch size, and writes every figure to `photos.json`. Gains are means over
 corruptions and severities, with a 95 % interval over test images. EfficientNet is left out where its packages are
@@ -50,7 +50,7 @@ from hf_it3.data import load_images
 from hf_it3.evaluation.methods import make_methods, why_not_applicable
 
 
-METHODS = ("none", "statistics", "tent", "memo", "torch-ttt", "adapted", "batch", "image", "stream", "average")
+METHODS = ("none", "statistics", "tent", "memo", "torch-ttt", "never", "batch", "always", "image", "stream", "average")
 ORDERS = ("iid", "sorted", "mixed")
 # Their answers do not depend on what else is in the batch.
 ONE_BY_ONE = ("none", "memo", "image", "average")
@@ -109,7 +109,7 @@ def measure(
         answer = {"none": predict, "memo": memo}[name]
     else:
         own = model.config.adaptation
-        methods = {name: own.replace(average_answers="never")} if name == "adapted" else [name]
+        methods = {name: own.replace(average_answers=name)} if name in ("never", "always") else [name]
         method = make_methods(methods, own)[-1]
         if why_not_applicable(method, model):
             return None
