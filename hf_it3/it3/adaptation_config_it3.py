@@ -76,8 +76,8 @@ class AdaptationConfig:
         augmentations (`int`): number of copies of each image to average over, itself included.
         augmentation_kinds (`list[str]` or `None`): how copies differ, see [`Augmentation`]:
             `"warp"` (small shifts, rotations and scalings), `"crop"`, `"flip"` (left to right), `"color"`. `None` is
-            crop and flip for classes of colour images, else warp. Name `["warp"]` for digits, letters or signs in
-            colour: they must not be mirrored.
+            crop for classes of colour images, else warp. `["crop", "flip"]` gains more where a mirrored image is of
+            the same class, and loses much where it is not: digits, letters, signs.
         augmentation_steps (`int`): scope `"average"`: optimizer steps on the objective over an image's copies before
             they are averaged; these change weights, for this image alone.
         single_image (`"average"`, `"image"` or `"batch"`): what scope `"batch"` does with a batch of one image, the

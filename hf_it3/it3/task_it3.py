@@ -46,7 +46,7 @@ class Task:
     # The distances D(y1, y0) that compare this task's predictions.
     distances: tuple[str, ...] = distances_for(None)
     aligns_features = False  # whether `norm_statistics="auto"` does, in backbones without BatchNorm
-    takes_crops = False  # whether a part of an image, and a mirrored one, get the same answer as a rule
+    takes_crops = False  # whether a part of an image gets the same answer as a rule
     # Whether a distance takes each label as a distribution of its own over yes and no.
     per_label = False
     # Dimensions of a batch of class indices; 0 where labels are none.

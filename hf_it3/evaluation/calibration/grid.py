@@ -16,7 +16,7 @@ LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 DIVERSITY_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 GATES = (None, 1.0, 5.0, 10.0)
 AUGMENTATIONS = (4, 8, 16)
-AUGMENTATION_KINDS = (("warp",), ("crop", "flip"))
+AUGMENTATION_KINDS = (("warp",), ("crop",), ("crop", "flip"))
 # Of one image alone: steps and learning rate, with augmentations and without.
 IMAGE_STEPS = ((1, 1e-4), (1, 1e-3), (3, 3e-4))
 # Norm layers and biases are few values, which take larger steps.
@@ -26,7 +26,7 @@ _START = "start"
 # What the grid chooses. Everything else stays as the model's own settings have it.
 _CHOSEN_FIELDS = ("num_steps", "learning_rate", "parameters", "norm_statistics", "gate")
 _CHOSEN_FOR_IMAGES = ("scope", "augmentations", "augmentation_kinds", "augmentation_steps")
-_CHOSEN_FOR_GROUPS = ("diversity_weight",)
+_CHOSEN_FOR_GROUPS = ("diversity_weight", "average_answers", "augmentation_kinds")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def make_stages(model: IdempotentModel, own: AdaptationConfig) -> list[Stage]:
     """The stages of the search for a model, in order, without those that cannot change it.
 
     Scopes `"batch"` and `"stream"`: statistics (models with BatchNorm: mixed and of the batch, with and without
-    steps), steps x learning rate, diversity weight, parameters (norm layers, biases), gate.
+    steps), steps x learning rate, diversity weight, parameters (norm layers, biases), gate, and how copies of images
+    differ where answers are averaged over them (or that they are not).
     Scope `"image"`, and batches of one: augmentations (averaged over, without steps), steps x learning rate (of an
     image's augmentations, and of the image alone), statistics, parameters, gate.
 
@@ -70,7 +71,8 @@ def make_stages(model: IdempotentModel, own: AdaptationConfig) -> list[Stage]:
     if adapts_image_by_image(own):
         augmentations = Stage("augmentations", _augmentations)
         return [start, augmentations, Stage("steps x rate", _image_steps), *statistics, *parameters]
-    return [start, *statistics, Stage("steps x rate", _steps), Stage("diversity", _diversity), *parameters]
+    copies = [Stage("copies", _copies)] if own.average_answers != "never" else []
+    return [start, *statistics, Stage("steps x rate", _steps), Stage("diversity", _diversity), *parameters, *copies]
 
 
 def _with_defaults(own: AdaptationConfig, model: IdempotentModel) -> AdaptationConfig:
@@ -109,6 +111,11 @@ def _augmentations(best: AdaptationConfig) -> list[AdaptationConfig]:
     averaged = best.replace(scope="average", augmentation_steps=0)
     counts = [averaged.replace(augmentations=count) for count in AUGMENTATIONS]
     return [*counts, *(averaged.replace(augmentation_kinds=kinds) for kinds in AUGMENTATION_KINDS)]
+
+
+def _copies(best: AdaptationConfig) -> list[AdaptationConfig]:
+    kinds = [best.replace(augmentation_kinds=kinds) for kinds in AUGMENTATION_KINDS]
+    return [best.replace(average_answers="never"), *kinds]
 
 
 def _image_steps(best: AdaptationConfig) -> list[AdaptationConfig]:
