@@ -395,6 +395,14 @@ def test_statistics_are_tried_where_the_model_has_batch_norm_only(model, batch_n
     assert tried == {("mixed", 5), ("batch", 5), ("mixed", 0), ("batch", 0)}
 
 
+def test_copies_are_tried_where_answers_are_averaged(model, batch_norm_model):
+    own = AdaptationConfig()
+    assert "copies" not in names_of(make_stages(model, own))
+    (stage,) = [stage for stage in make_stages(batch_norm_model, own) if stage.name == "copies"]
+    tried = [(settings.average_answers, settings.augmentation_kinds) for settings in stage.candidates(own)]
+    assert tried == [("never", None), (None, ("warp",)), (None, ("crop",)), (None, ("crop", "flip"))]
+
+
 def test_norm_parameters_are_tried_where_the_model_has_norm_layers_only(model, batch_norm_model):
     own = AdaptationConfig(num_steps=5, learning_rate=3e-4, parameters="all")
     for one, expected in ((model, {"all", "bias"}), (batch_norm_model, {"all", "bias", "norm"})):
