@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 AUGMENTATIONS = ("warp", "crop", "flip", "color")
-# Of colour images. Mirrored copies add a point on photos, and take ten from digits in colour.
+# Of colour images. Mirrored copies help on most photos, and cost digits, letters and signs more than they gain there.
 _OF_PHOTOS = ("crop",)
 MAX_SHIFT = 0.03  # of the image side
 MAX_ROTATION = 12.0  # degrees
