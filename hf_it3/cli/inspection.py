@@ -126,14 +126,13 @@ def inspect_model(
 
 def _settings(model: IT3PreTrainedModel) -> dict[str, str]:
     """The settings that depend on the kind of backbone."""
-    own = model.config.adaptation
+    own, defaults = model.config.adaptation, BACKBONE_DEFAULTS[backbone_kind(model)]
     resolved = resolve_defaults(own, model)
-    settings = {name: str(getattr(resolved, name)) for name in BACKBONE_DEFAULTS[backbone_kind(model)]}
-    if own.norm_statistics == "auto" and resolved.norm_statistics == "source" and own.scope in ("batch", "stream"):
+    settings = {name: str(getattr(resolved, name)) for name in defaults}
+    may_align = Task.of(model.config).aligns_features and own.scope in ("batch", "stream")
+    if own.norm_statistics == "auto" and resolved.norm_statistics == "source" and may_align:
         # The weights, which would tell, are not loaded.
-        aligned = BACKBONE_DEFAULTS[backbone_kind(model)]["norm_statistics"]
-        if Task.of(model.config).aligns_features:
-            settings["norm_statistics"] = f"{aligned} where clean images were measured, else source"
+        settings["norm_statistics"] = f"{defaults['norm_statistics']} where clean images were measured, else source"
     return settings
 
 

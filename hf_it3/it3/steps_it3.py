@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .adaptation_config_it3 import AdaptationConfig
+from .augmentation_it3 import Augmentation
 from .backbone_defaults_it3 import backbone_kind
 from .batchnorm_it3 import norm_statistics
 from .distances_it3 import entropy
@@ -93,9 +94,9 @@ class SharedAdaptation:
         self.config = config
         self.objective = objective
         self.task = objective.task
-        averages = not alone and config.average_answers != "never" and config.augmentations > 1
-        make = self.task.make_augmentation
-        self.augmentation = make(config.augmentations, config.augmentation_kinds) if averages else None
+        self.augmentation: Augmentation | None = None
+        if not alone and config.average_answers != "never" and config.augmentations > 1:
+            self.augmentation = self.task.make_augmentation(config.augmentations, config.augmentation_kinds)
         self._has_norms = backbone_kind(shell.model) != "plain"
         self.anchor_shell = ModelShell(shell.model, config.parameters) if config.anchor == "ema" else None
         self.seen = SeenStatistics(shell.module, config.gate_window)
