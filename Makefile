@@ -18,12 +18,13 @@ cards: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 PATH="$(BIN):$$PATH" $(BIN)/mkdocs build --quiet --config-file docs/mkdocs.yml
 
+# A file's tests run in one process, so that they share what its fixtures train.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # The same tests with the oldest versions that pyproject.toml admits; these are made for Python 3.11 and 3.12.
 test-min: $(MIN_INSTALLED)
-	$(MIN_VENV)/bin/python -m pytest -n 2 $(ARGS)
+	$(MIN_VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
