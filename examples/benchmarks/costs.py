@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from adaptation import STEPS, resnet18, torch_ttt_engine, tutorial_cnn, vit_tiny
+from adaptation import STEPS, Timer, plain_forward, resnet18, torch_ttt_engine, tutorial_cnn, vit_tiny
 from PIL import Image
 from torch import Tensor
 from transformers import ResNetConfig, ViTImageProcessor, pipeline
@@ -156,7 +156,7 @@ def throughput(num_images: int = 8) -> dict[str, float]:
             "adapting": lambda: ours(paths, **batches, **steps),
             "decoding": lambda: [Image.open(path).convert("RGB") for path in paths],
             "processor": lambda: [processor(picture, return_tensors="pt") for picture in pictures],
-            "forward": lambda: [_plain(model, part) for part in pixels.split(8)],
+            "forward": lambda: [plain_forward(model, part) for part in pixels.split(8)],
         }
         times = {name: [] for name in calls}
         calls["adapt=False"](), calls["stock"]()
@@ -172,32 +172,21 @@ def throughput(num_images: int = 8) -> dict[str, float]:
     return row
 
 
-def averaging(num_images: int = 32, repeats: int = 7) -> dict[str, float]:
+def averaging(num_images: int = 32) -> dict[str, float]:
     """What a batch of 64 px costs that is adapted to at the default settings, in plain forward passes: with answers
     that are averaged over copies, and without."""
     images, row = torch.randn(num_images, 3, 64, 64), {}
+    timer = Timer("cpu", seconds=0, min_repeats=7)
+    variants = {"no copies": {"average_answers": "never"}, "4 copies": {"augmentations": 4}, "8 copies": {}}
     for name, model in {"ResNet-18 size": resnet18().eval(), "ViT-Tiny size": vit_tiny().eval()}.items():
-        variants = {"no copies": {"average_answers": "never"}, "4 copies": {"augmentations": 4}, "8 copies": {}}
-        adapters = {kind: TestTimeAdapter(model, gate=None, **settings) for kind, settings in variants.items()}
-        calls = {"forward": partial(_plain, model, images)}
-        calls |= {kind: partial(adapter, images) for kind, adapter in adapters.items()}
-        times: dict[str, list[float]] = {kind: [] for kind in calls}
-        for _ in range(repeats):
-            for kind, call in calls.items():
-                start = time.process_time()
-                call()
-                times[kind].append(time.process_time() - start)
-        plain = statistics.median(times.pop("forward"))
-        forwards = {kind: statistics.median(taken) / plain for kind, taken in times.items()}
+        adapters = [TestTimeAdapter(model, gate=None, **settings) for settings in variants.values()]
+        plain, *times = timer(partial(plain_forward, model, images), *(partial(one, images) for one in adapters))
+        costs_of_each = (statistics.median(taken) / statistics.median(plain) for taken in times)
+        forwards = dict(zip(variants, costs_of_each, strict=True))
         row |= {f"{name}, {kind}": value for kind, value in forwards.items()}
         costs = ", ".join(f"{kind} {value:.1f}" for kind, value in forwards.items())
         print(f"adapting to {num_images} images of 64 px in plain forward passes, {name}: {costs}")
     return row
-
-
-@torch.no_grad()
-def _plain(model: IT3ForImageClassification, images: Tensor) -> None:
-    model(images)
 
 
 MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
