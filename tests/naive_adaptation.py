@@ -1,4 +1,4 @@
-"""Test-time training written down once more, as plainly as possible: a deep copy, a loop, an optimizer."""
+"""Test-time training written down once more, as plainly as possible: a copy, a loop, an optimizer."""
 
 import copy
 
@@ -31,18 +31,26 @@ DISTANCES = {
 
 
 class NaiveAdaptation:
-    """What one set of adapted weights goes through; call it with batches, they continue where the last one ended."""
+    """What one set of adapted weights goes through; call it with batches, they continue where the last one ended.
+
+    The model, in eval mode, stays as it is.
+    """
 
     def __init__(self, model, **settings):
         self.config = resolve_defaults(model.config.adaptation.replace(**settings), model)
-        self.model = copy.deepcopy(model).eval()
-        self.source = copy.deepcopy(model).eval()
-        self.average = copy.deepcopy(model).eval()
+        self.source = model
+        self.model, self.average = copy.deepcopy(model), copy.deepcopy(model)
         self.parameters = [value for name, value in self.model.named_parameters() if not name.startswith("embedder.")]
-        kind = torch.optim.Adam if self.config.optimizer == "adam" else torch.optim.SGD
-        self.optimizer = kind(self.parameters, lr=self.config.learning_rate)
         distance = self.config.distance or model.config.distance
         self.distance = DISTANCES.get(distance, distance)
+        self.start()
+
+    def start(self):
+        """Back to the model's weights, with an optimizer that knows nothing."""
+        for adapted in (self.model, self.average):
+            adapted.load_state_dict(self.source.state_dict())
+        kind = torch.optim.Adam if self.config.optimizer == "adam" else torch.optim.SGD
+        self.optimizer = kind(self.parameters, lr=self.config.learning_rate)
         self.losses = []
 
     def __call__(self, images, num_steps=None, diversity_weight=None):
@@ -89,11 +97,13 @@ def mean_over_copies(model, images, count, kinds=None):
 def image_by_image(model, images, **settings):
     """Logits `(B, num_labels)` where every image had weights of its own, from augmentations if the settings say."""
     config = resolve_defaults(model.config.adaptation.replace(**settings), model)
+    naive = NaiveAdaptation(model, **settings)
     logits = []
     for image in images:
+        naive.start()
         averages = config.scope == "average"
         views = Augmentation(config.augmentations).apply(image[None])[0] if averages else image[None]
         steps = config.augmentation_steps if averages else config.num_steps
-        answers = NaiveAdaptation(model, **settings)(views, num_steps=steps, diversity_weight=0)
+        answers = naive(views, num_steps=steps, diversity_weight=0)
         logits.append(answers[0] if len(answers) == 1 else answers.softmax(1).mean(0).log())
     return torch.stack(logits)

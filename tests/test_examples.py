@@ -36,13 +36,15 @@ def run(script, *arguments, cwd, check=True, environment=OFFLINE):
 
 
 @pytest.fixture
-def run_here(hub_client, monkeypatch, tmp_path):
-    """Runs a script in this process, with the loopback Hub: another takes seconds to start."""
+def run_here(hub_client, monkeypatch, tmp_path, capsys):
+    """Runs a script in this process, with the loopback Hub: another takes seconds to start. Returns what it printed."""
 
     def run_script(script, *arguments):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capsys.readouterr()
         runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
 
     return run_script
 
@@ -72,10 +74,8 @@ def test_each_example_declares_its_dependencies_and_says_what_it_shows(path):
     assert re.search(r"second|minute|depends", entry), "the index does not say how long it takes"
 
 
-def test_mnist_tells_the_whole_story(tmp_path):
-    output = run(
-        "mnist.py", "--num_epochs", 2, "--max_train_images", 600, "--max_test_images", 250, cwd=tmp_path
-    ).stdout
+def test_mnist_tells_the_whole_story(run_here, tmp_path):
+    output = run_here("mnist.py", "--num_epochs", 2, "--max_train_images", 600, "--max_test_images", 250)
     assert "600 training and 250 test images" in output
     clean, noisy, floats = (percentages(line_of(output, name)) for name in ("clean", "noisy", "float noise"))
     assert len(clean) == len(noisy) == len(floats) == 2
@@ -83,10 +83,9 @@ def test_mnist_tells_the_whole_story(tmp_path):
     assert {path.name for path in (tmp_path / "runs/mnist").glob("*.png")} == {"digits.png", "accuracy.png"}
 
 
-def test_the_stream_adapts_and_its_model_is_kept_and_pushed(hub, trained_directory, tmp_path):
+def test_the_stream_adapts_and_its_model_is_kept_and_pushed(hub, run_here, trained_directory, tmp_path):
     pushed = hub.name("my-camera")
-    command = ("stream.py", "--model", trained_directory, "--push", pushed)
-    output = run(*command, cwd=tmp_path, environment=hub.env()).stdout
+    output = run_here("stream.py", "--model", trained_directory, "--push", pushed)
     parts = [percentages(line) for line in output.splitlines() if line.strip().startswith("+")]
     assert len(parts) == 4
     assert parts[-1][1] > parts[-1][0]
@@ -98,12 +97,11 @@ def test_the_stream_adapts_and_its_model_is_kept_and_pushed(hub, trained_directo
 
 
 def test_a_stream_that_began_on_the_hub_is_pushed_there_as_what_changed(
-    hub, run_here, trained_directory, tmp_path, capsys
+    hub, run_here, trained_directory, tmp_path
 ):
     base, pushed = hub.name("digits"), hub.name("my-camera")
     pipeline("it3-image-classification", model=trained_directory).push_to_hub(base)
-    run_here("stream.py", "--model", base, "--push", pushed)
-    assert f"pushed to {pushed}" in capsys.readouterr().out
+    assert f"pushed to {pushed}" in run_here("stream.py", "--model", base, "--push", pushed)
     assert "delta.safetensors" in hub.files(pushed)
     assert "model.safetensors" not in hub.files(pushed)
     assert "digits that grow brighter" in hub.read(pushed, "README.md").decode()
@@ -160,12 +158,9 @@ def few_digits(tmp_path, digits):
     return few
 
 
-def test_a_pretrained_classifier_learns_the_label_signal_and_keeps_its_classes(tmp_path, few_digits):
-    output = run(
-        *("finetune_backbone.py", "--backbone", "resnet", "--dataset", "images", "--batch_size", 8),
-        *("--max_eval_images", 15),
-        cwd=tmp_path,
-    ).stdout
+def test_a_pretrained_classifier_learns_the_label_signal_and_keeps_its_classes(run_here, tmp_path, few_digits):
+    command = ("finetune_backbone.py", "--backbone", "resnet", "--dataset", "images", "--batch_size", 8)
+    output = run_here(*command, "--max_eval_images", 15)
     assert "the label signal enters behind resnet.embedder" in output
     assert re.search(r"before: accuracy 0\.\d+", output)
     assert re.search(r"saved to .*after: accuracy 0\.\d+.* of 15 training images", output, re.DOTALL)
@@ -190,9 +185,9 @@ def test_what_was_fine_tuned_is_saved_before_anything_is_measured_on_it(run_here
     assert IT3ForImageClassification.from_pretrained(tmp_path / "runs/finetuned").config.id2label[2] == "two"
 
 
-def test_a_model_trained_by_torch_ttt_adapts_in_both_with_the_same_answers(tmp_path):
+def test_a_model_trained_by_torch_ttt_adapts_in_both_with_the_same_answers(run_here, tmp_path):
     small = ("--num_epochs", 1, "--num_samples", 64, "--batch_size", 32)
-    output = run("from_torch_ttt.py", *small, "--seeds", "1,2", "--output", "table.json", cwd=tmp_path).stdout
+    output = run_here("from_torch_ttt.py", *small, "--seeds", "1,2", "--output", "table.json")
     # Means and ranges of three methods on models of both trainings, under nine conditions and over seven of them.
     rows = [line.split(" | ") for line in output.splitlines() if line.startswith("| ")]
     assert [len(row) for row in rows] == [7] * 11
@@ -246,5 +241,6 @@ def test_a_push_that_is_refused_is_said_in_one_line(complaint, hub, trained_dire
 
 
 def test_without_torch_ttt_the_migration_example_says_what_to_install(complaint, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch_ttt", None)
+    for name in ["torch_ttt", *(name for name in sys.modules if name.startswith("torch_ttt."))]:
+        monkeypatch.setitem(sys.modules, name, None)
     assert "this example needs: pip install torch-ttt==0.0.2 einops" in complaint("from_torch_ttt.py")
