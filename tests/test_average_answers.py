@@ -130,7 +130,13 @@ def test_averaging_costs_digits_in_colour_nothing_unless_they_are_mirrored(train
     backbone = IT3CNNConfig(num_channels=3, image_size=IMAGE_SIZE, conv_channels=[4, 8], hidden_size=24)
     rows = [{**row, "pixel_values": row["pixel_values"].expand(3, -1, -1)} for row in train_rows]
     arguments = IT3TrainingArguments(
-        str(tmp_path), num_train_epochs=8, learning_rate=5e-3, save_strategy="no", disable_tqdm=True, use_cpu=True
+        str(tmp_path),
+        num_train_epochs=8,
+        per_device_train_batch_size=32,
+        learning_rate=5e-3,
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
     )
     trainer = IT3Trainer(IT3ForImageClassification(IT3Config(backbone_config=backbone)), arguments, train_dataset=rows)
     trainer.train()

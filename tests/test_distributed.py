@@ -1,50 +1,53 @@
-"""Training in two processes, started by torchrun, is training in one with the same global batch."""
+"""Two processes, started by torchrun, end where one ends: training, evaluation, calibration, and the command."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import distributed_jobs
 import pytest
 import torch
+from alike import assert_alike
+from distributed_jobs import EVALUATIONS, TRAININGS
 from families import NUM_LABELS, classifier, family_images
 
 from hf_it3 import IT3ForImageClassification
 
 
-SCRIPT = Path(__file__).with_name("distributed_training.py")
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
 
 
-def launch(*command: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    completed = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert completed.returncode == 0, completed.stderr[-2000:]
-    return completed
+@pytest.fixture(scope="module")
+def two(trained_directory, tmp_path_factory):
+    """The folder of two processes that the launcher started on the CPU, and what they printed."""
+    folder = tmp_path_factory.mktemp("two")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *TORCHRUN, distributed_jobs.__file__, trained_directory, str(folder)]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return folder, finished.stdout
 
 
-def train(directory: Path, processes: int, family: str, batch_size: int, **arguments) -> list[dict]:
-    """The result of each process."""
-    directory.mkdir()
-    extra = [f"{name}={json.dumps(value)}" for name, value in arguments.items()]
-    launch(*(TORCHRUN if processes > 1 else []), str(SCRIPT), str(directory), family, str(batch_size), *extra)
-    return [
-        {
-            **json.loads((directory / f"result-{rank}.json").read_text()),
-            "weights": torch.load(directory / f"weights-{rank}.pt"),
-        }
-        for rank in range(processes)
-    ]
+def trained(folder: Path, rank: int) -> dict:
+    """The result of a process."""
+    weights = torch.load(folder / f"weights-{rank}.pt")
+    return {**json.loads((folder / f"result-{rank}.json").read_text()), "weights": weights}
 
 
-# DINOv2 holds a mask token that its classifier never uses, and no BatchNorm, whose statistics would be those of half
-# the batch in each process.
-def test_two_processes_end_where_one_with_the_same_global_batch_ends(tmp_path):
-    first, second = train(tmp_path / "two", 2, "dinov2", 4)
-    (alone,) = train(tmp_path / "one", 1, "dinov2", 8)
+def test_both_processes_took_part(two):
+    _, printed = two
+    # torch 2.8 prints lines of its own about the connections.
+    assert sorted(re.findall(r"^\d/\d$", printed, re.MULTILINE)) == ["0/2", "1/2"]
+
+
+def test_training_ends_where_one_with_the_same_global_batch_ends(two, tmp_path):
+    first, second = (trained(two[0] / "training", rank) for rank in (0, 1))
+    family, batch_size, arguments = TRAININGS["training"]
+    distributed_jobs.train(tmp_path, family, 2 * batch_size, arguments)
+    alone = trained(tmp_path, 0)
     assert (first["world_size"], alone["world_size"]) == (2, 1)
     assert len(alone["losses"]) == 8
     assert first["losses"] == pytest.approx(alone["losses"], abs=1e-6)
@@ -55,17 +58,8 @@ def test_two_processes_end_where_one_with_the_same_global_batch_ends(tmp_path):
     assert first["reference_distance"] == second["reference_distance"]
 
 
-@pytest.mark.slow
-def test_both_processes_keep_the_same_split_statistics(tmp_path):
-    first, second = train(
-        tmp_path / "two",
-        2,
-        "resnet",
-        4,
-        freeze_backbone=True,
-        embedder_learning_rate=0.1,
-        lr_scheduler_type="constant",
-    )
+def test_both_processes_keep_the_same_split_statistics(two):
+    first, second = (trained(two[0] / "frozen", rank) for rank in (0, 1))
     assert first["learning_rates"] == [0.01, 0.1]
     start = IT3ForImageClassification.from_backbone(classifier("resnet")).double().state_dict()
     moved = [name for name, value in first["weights"].items() if not torch.equal(value, start[name])]
@@ -78,19 +72,35 @@ def test_both_processes_keep_the_same_split_statistics(tmp_path):
             assert torch.equal(first["weights"][name], value), name
 
 
-def test_the_train_command_runs_under_torchrun(tmp_path):
-    options = [
-        "--do_train",
-        "--do_eval",
-        "--use_cpu",
-        "--max_steps=2",
-        "--max_eval_samples=20",
-        "--reference_images=10",
-    ]
-    completed = launch(*TORCHRUN, "-m", "hf_it3.cli", "train", f"--output_dir={tmp_path}", *options)
-    assert completed.stdout.count("train_loss  ") == 1, "only the first process prints"
-    assert json.loads((tmp_path / "all_results.json").read_text())["eval_accuracy"] >= 0
-    IT3ForImageClassification.from_pretrained(tmp_path)
+@pytest.fixture(scope="module")
+def one(trained_directory, tmp_path_factory):
+    """The evaluations of a single process."""
+    folder = tmp_path_factory.mktemp("one")
+    distributed_jobs.evaluate(trained_directory, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_evaluations_give_the_figures_of_one(one, two, name):
+    ours, theirs = (
+        json.loads((folder / name / "results.json").read_text()) for folder in (one, two[0] / "evaluation")
+    )
+    assert ours["complete"]
+    assert_alike(ours, theirs)
+
+
+def test_the_train_command_prints_once_and_saves_a_model(two):
+    folder, printed = two
+    assert printed.count("train_loss  ") == 1, "only the first process prints"
+    assert json.loads((folder / "command/all_results.json").read_text())["eval_accuracy"] >= 0
+    IT3ForImageClassification.from_pretrained(folder / "command")
+
+
+def test_all_processes_are_calibrated_once_and_end_with_the_same_configuration(two):
+    first, second = (json.loads((two[0] / f"calibration/rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first["config"] == second["config"]
+    assert first["config"]["calibration_corruptions"]
+    assert (first["calibrations"], second["calibrations"]) == (1, 0)
 
 
 def test_one_forward_holds_both_passes_and_reaches_every_parameter_of_the_module_tree():

@@ -37,7 +37,7 @@ def run(script, *arguments, cwd, check=True, environment=OFFLINE):
 
 @pytest.fixture
 def run_here(hub_client, monkeypatch, tmp_path, capsys):
-    """Runs a script in this process, with the loopback Hub: another takes seconds to start. Returns what it printed."""
+    """Runs a script in this process, with the loopback Hub, for another takes seconds to start; what it printed."""
 
     def run_script(script, *arguments):
         monkeypatch.chdir(tmp_path)

@@ -1,7 +1,7 @@
 """Plain modules of PyTorch as backbones: saved, loaded into an instance or built again, trained, pushed."""
 
+import importlib
 import json
-import subprocess
 import sys
 
 import pytest
@@ -117,31 +117,26 @@ def test_a_class_with_json_arguments_needs_no_instance(module, arguments, images
     assert torch.equal(loaded(images).logits, model(images).logits)
 
 
-def test_a_class_is_imported_only_where_that_is_allowed(tmp_path):
-    (tmp_path / "networks.py").write_text(
+def test_a_class_is_imported_only_where_that_is_allowed(monkeypatch, tmp_path):
+    (tmp_path / "networks_elsewhere.py").write_text(
         "from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self):\n"
         "        super().__init__(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))\n"
     )
-    save = (
-        "from networks import Net\nfrom hf_it3 import IT3ForImageClassification as Model\n"
-        "Model.from_backbone(Net(), backbone_kwargs={}).save_pretrained('model')\n"
+    monkeypatch.syspath_prepend(tmp_path)
+    net = importlib.import_module("networks_elsewhere").Net()
+    IT3ForImageClassification.from_backbone(net, backbone_kwargs={}).save_pretrained(tmp_path / "model")
+    del sys.modules["networks_elsewhere"]
+    with pytest.raises(ValueError) as error:
+        IT3ForImageClassification.from_pretrained(tmp_path / "model")
+    assert str(error.value) == (
+        "this model wraps a plain Net (networks_elsewhere.Net); import networks_elsewhere first, pass "
+        "trust_remote_code=True to have it imported, or pass backbone=..., an instance of Net, to from_pretrained"
     )
-    load = (
-        "import sys\nfrom hf_it3 import IT3ForImageClassification as Model\n"
-        "try:\n    Model.from_pretrained('model')\nexcept ValueError as error:\n    print(error)\n"
-        "assert 'networks' not in sys.modules\n"
-        "print(type(Model.from_pretrained('model', trust_remote_code=True).backbone).__name__)\n"
-    )
-    for code in (save, load):
-        (tmp_path / "script.py").write_text(code)
-        process = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
-        assert process.returncode == 0, process.stderr[-2000:]
-    told, name = process.stdout.splitlines()
-    assert told == (
-        "this model wraps a plain Net (networks.Net); import networks first, pass trust_remote_code=True to have it "
-        "imported, or pass backbone=..., an instance of Net, to from_pretrained"
-    )
-    assert name == "Net"
+    assert "networks_elsewhere" not in sys.modules
+    loaded = IT3ForImageClassification.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    assert type(loaded.backbone).__name__ == "Net"
+    assert type(loaded.backbone) is not type(net)
+    monkeypatch.delitem(sys.modules, "networks_elsewhere")
 
 
 @pytest.mark.parametrize(
