@@ -29,17 +29,30 @@ def browser():
 
 
 @contextlib.contextmanager
-def visit(browser, address, **options):
-    """A visitor's page with the model ready; asks nobody but the app."""
-    with contextlib.closing(browser.new_context(**options)) as context:
-        page, elsewhere = context.new_page(), []
-        page.set_default_timeout(TIMEOUT)
-        page.on("request", lambda request: elsewhere.append(request.url))
+def visit(browser, address, width=1280, color_scheme="light"):
+    """A visitor's page with the model ready; asks nobody but the app.
+
+    It is the same page for all, one after the other: a new one would read the app's scripts again, for seconds.
+    """
+    if not browser.contexts:
+        browser.new_context().new_page().set_default_timeout(TIMEOUT)
+    page, elsewhere = browser.contexts[0].pages[0], []
+
+    def note(request):
+        elsewhere.append(request.url)
+
+    page.goto("about:blank")
+    page.set_viewport_size({"width": width, "height": 844})
+    page.emulate_media(color_scheme=color_scheme)
+    page.on("request", note)
+    try:
         page.goto(address)
         page.wait_for_selector("#adapt:not([disabled])")
         yield page
-        foreign = [url for url in elsewhere if not url.startswith((address, "data:", "blob:"))]
-        assert not foreign, f"the page fetched {foreign[:3]}"
+    finally:
+        page.remove_listener("request", note)
+    foreign = [url for url in elsewhere if not url.startswith((address, "data:", "blob:"))]
+    assert not foreign, f"the page fetched {foreign[:3]}"
 
 
 def soon(locator):

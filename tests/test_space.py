@@ -154,7 +154,7 @@ def test_an_answer_is_not_taken_for_that_to_what_is_chosen_after_it(browser, add
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_its_width_in_light_and_dark_and_the_answer_stands_under_the_button(browser, address, width):
     for theme in ("light", "dark"):
-        with visit(browser, address, viewport={"width": width, "height": 844}, color_scheme=theme) as page:
+        with visit(browser, address, width=width, color_scheme=theme) as page:
             adapt(page)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             soon(page.locator("#batch .caption-label")).to_have_count(32)

@@ -196,7 +196,7 @@ def test_labels_that_the_model_does_not_have_are_named(digits, tmp_path):
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_visitor_uploads_photographs_and_sees_the_models_own_classes(browser, address, photographs, width):
-    with visit(browser, address, viewport={"width": width, "height": 844}) as page:
+    with visit(browser, address, width=width) as page:
         soon(page.get_by_role("tab")).to_have_text(["Upload"])
         soon(page.locator("h1 + p")).not_to_contain_text("draw")
         soon(page.locator("#suite input:checked")).to_have_value("Nothing")
