@@ -96,9 +96,7 @@ def test_the_stream_adapts_and_its_model_is_kept_and_pushed(hub, run_here, train
     assert "preprocessor_config.json" in hub.files(pushed)
 
 
-def test_a_stream_that_began_on_the_hub_is_pushed_there_as_what_changed(
-    hub, run_here, trained_directory, tmp_path
-):
+def test_a_stream_that_began_on_the_hub_is_pushed_there_as_what_changed(hub, run_here, trained_directory, tmp_path):
     base, pushed = hub.name("digits"), hub.name("my-camera")
     pipeline("it3-image-classification", model=trained_directory).push_to_hub(base)
     assert f"pushed to {pushed}" in run_here("stream.py", "--model", base, "--push", pushed)

@@ -106,7 +106,7 @@ def test_a_drawing_is_classified_as_it_is(browser, address):
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         page.mouse.move(x, y - 60)
         page.mouse.down()
-        page.mouse.move(x, y + 60, steps=10)
+        page.mouse.move(x, y + 60, steps=4)
         page.mouse.up()
         assert len(adapt(page)) >= 5
         page.get_by_role("tab", name="Test image").click()
