@@ -4,18 +4,12 @@ import copy
 
 import pytest
 import torch
-from conftest import IMAGE_SIZE
 from naive_adaptation import NaiveAdaptation, mean_over_copies
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, set_seed
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from hf_it3 import (
     AdaptationConfig,
-    IT3CNNConfig,
-    IT3Config,
-    IT3ForImageClassification,
     IT3ForSemanticSegmentation,
-    IT3Trainer,
-    IT3TrainingArguments,
     TestTimeAdapter,
 )
 from hf_it3.it3.augmentation_it3 import Augmentation
@@ -122,35 +116,6 @@ def test_the_adapted_model_is_the_same_as_without_averaging(model, shifted_image
         adapter(shifted_images)
     first, second = (adapter.adapted_model().state_dict() for adapter in adapters)
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_averaging_costs_digits_in_colour_nothing_unless_they_are_mirrored(train_rows, digits, processor, tmp_path):
-    """Nobody who brings digits, letters or signs in colour should have to know that they must not be mirrored."""
-    set_seed(0)
-    backbone = IT3CNNConfig(num_channels=3, image_size=IMAGE_SIZE, conv_channels=[4, 8], hidden_size=24)
-    rows = [{**row, "pixel_values": row["pixel_values"].expand(3, -1, -1)} for row in train_rows]
-    arguments = IT3TrainingArguments(
-        str(tmp_path),
-        num_train_epochs=8,
-        per_device_train_batch_size=32,
-        learning_rate=5e-3,
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-    )
-    trainer = IT3Trainer(IT3ForImageClassification(IT3Config(backbone_config=backbone)), arguments, train_dataset=rows)
-    trainer.train()
-    images = processor(images=digits["test"]["image"][:], return_tensors="pt").pixel_values.expand(-1, 3, -1, -1)
-    labels = torch.tensor(digits["test"]["label"][:])
-
-    def accuracy(**settings):
-        output = TestTimeAdapter(trainer.model.eval(), gate=float("inf"), **settings)(images)
-        return (output.logits.argmax(1) == labels).float().mean().item()
-
-    plain, averaged = accuracy(average_answers="never"), accuracy(average_answers="always")
-    assert plain > 0.85
-    assert averaged > plain - 0.03
-    assert accuracy(average_answers="always", augmentation_kinds=["flip"]) < plain - 0.05
 
 
 def test_maps_come_back_to_where_their_pixels_were():

@@ -76,8 +76,9 @@ class AdaptationConfig:
         augmentations (`int`): number of copies of each image to average over, itself included.
         augmentation_kinds (`list[str]` or `None`): how copies differ, see [`Augmentation`]:
             `"warp"` (small shifts, rotations and scalings), `"crop"`, `"flip"` (left to right), `"color"`. `None` is
-            crop for classes of colour images, else warp. `["crop", "flip"]` gains more where a mirrored image is of
-            the same class, and loses much where it is not: digits, letters, signs.
+            warp for images without colours and where each pixel has a class; else crop, and flip as well where
+            mirrored clean images kept their classes as often as cropped ones, as the model's `reference_distance`
+            tells: photos do, digits, letters and signs do not.
         augmentation_steps (`int`): scope `"average"`: optimizer steps on the objective over an image's copies before
             they are averaged; these change weights, for this image alone.
         single_image (`"average"`, `"image"` or `"batch"`): what scope `"batch"` does with a batch of one image, the

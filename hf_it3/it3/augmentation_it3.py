@@ -9,8 +9,6 @@ from torch.nn import functional as F
 
 
 AUGMENTATIONS = ("warp", "crop", "flip", "color")
-# Of colour images. Mirrored copies help on most photos, and cost digits, letters and signs more than they gain there.
-_OF_PHOTOS = ("crop",)
 MAX_SHIFT = 0.03  # of the image side
 MAX_ROTATION = 12.0  # degrees
 MAX_SCALING = 0.05
@@ -30,10 +28,13 @@ class Augmentation:
             mirrored from left to right; `"color"`, by brightness and contrast of each channel. By default crop
             for images of three channels, else warp.
         seed (`int`): seed of the changes.
+        mirrors (`bool`): whether images of three channels are mirrored as well, where `kinds` is left open: that helps
+            on most photos, and costs digits, letters and signs more than it gains there.
     """
 
-    def __init__(self, count: int, kinds: Iterable[str] | None = None, seed: int = 0):
+    def __init__(self, count: int, kinds: Iterable[str] | None = None, seed: int = 0, mirrors: bool = False):
         self.count = count
+        self.mirrors = mirrors
         self.kinds = None if kinds is None else frozenset(kinds)
         generator = torch.Generator().manual_seed(seed)
         # Of each copy: rotation, scaling, and shift along either axis, each between -1 and 1; the same for crops.
@@ -82,7 +83,8 @@ class Augmentation:
     def _kinds_for(self, channels: int) -> frozenset[str]:
         if self.kinds is not None:
             return self.kinds
-        return frozenset(_OF_PHOTOS if channels == 3 else ("warp",))
+        of_photos = ("crop", "flip") if self.mirrors else ("crop",)
+        return frozenset(of_photos if channels == 3 else ("warp",))
 
     def _matrices(self, height: int, width: int, kinds: frozenset[str]) -> Tensor:
         """Affine matrices `(count, 2, 3)`, in the coordinates of `F.affine_grid`."""

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import numbers
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -81,7 +81,9 @@ class IT3Config(PreTrainedConfig):
         adaptation ([`AdaptationConfig`] or `dict`): settings of test-time adaptation.
         reference_distance (`dict`, *optional*): mean and standard deviation of the idempotence distance of clean
             images, with the number of images and the distance's name; measured by the trainer, used by the gate.
-            What else the model knows of clean images is saved with its weights.
+            `"mirrored"` tells how many images of three channels keep their class when mirrored, relative to those that
+            do when cropped: of `"all"`, and of the class of which it is `"least"`. What else the model knows of clean
+            images is saved with its weights.
         task (`"image-classification"` or `"semantic-segmentation"`): what the model answers; set by its class.
         semantic_loss_ignore_index (`int`): label of pixels that do not count, in segmentation.
         target_mean, target_std (`list[float]`, *optional*): of the training targets, per output, in regression;
@@ -213,6 +215,8 @@ class IT3Config(PreTrainedConfig):
             raise self._error("reference_distance", "must have the keys 'mean' and 'std'")
         if reference is not None and not (_is_finite(reference["mean"]) and _is_finite(reference["std"], low=0)):
             raise self._error("reference_distance", "must be None or have a finite 'mean' and a finite 'std' >= 0")
+        if reference is not None and not _is_agreement(reference.get("mirrored")):
+            raise self._error("reference_distance", "must have no 'mirrored', or numbers 'all' and 'least' in it")
         if self.num_labels < 1:
             raise self._error("num_labels", "must be at least 1")
 
@@ -290,6 +294,12 @@ class IT3Config(PreTrainedConfig):
 def _is_finite(value: Any, low: float = -math.inf) -> bool:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return is_number and math.isfinite(value) and value >= low
+
+
+def _is_agreement(value: Any) -> bool:
+    """Whether that can be what was measured of mirrored images, or nothing was."""
+    names = ("all", "least")
+    return value is None or (isinstance(value, Mapping) and all(_is_finite(value.get(name), low=0) for name in names))
 
 
 def _set_dtype(values: dict[str, Any], dtype: str | None) -> None:

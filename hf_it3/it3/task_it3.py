@@ -15,6 +15,7 @@ from .augmentation_it3 import Augmentation
 from .configuration_it3 import SEGMENTATION, IT3Config
 from .distances_it3 import distances_for, entropy, log
 from .embedders_it3 import LabelEmbedder, LabelMapEmbedder
+from .mirroring_it3 import may_mirror
 
 
 # How far a stream's predictions may move away from the unadapted ones: the share of the largest class by so much, the
@@ -110,13 +111,13 @@ class Task:
         return LabelEmbedder(self.num_labels, channels)
 
     def make_augmentation(self, count: int, kinds: Sequence[str] | None) -> Augmentation:
-        """What makes `count` copies of images, of the given kinds or else of those that suit the task.
+        """What makes `count` copies of images, of the given kinds or else of those that suit task and clean images.
 
         Raises:
             ValueError: for crops in a task that needs the whole image.
         """
         if self.takes_crops:
-            return Augmentation(count, kinds)
+            return Augmentation(count, kinds, mirrors=may_mirror(self.config.reference_distance))
         if kinds is not None and "crop" in kinds:
             raise ValueError(
                 f"augmentation_kinds={list(kinds)} cannot act in {self.name}: a crop tells less than the whole image; "

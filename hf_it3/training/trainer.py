@@ -18,7 +18,7 @@ from ..it3.alignment_it3 import Sums, collected_statistics
 from ..it3.interface_it3 import IdempotentModel, idempotent_model
 from ..it3.shell_it3 import frozen_modes
 from ..it3.shift_reference_it3 import Observation
-from ..it3.shift_test_it3 import observe, store_reference
+from ..it3.shift_test_it3 import classes_of_copies, observe, store_reference
 from ..it3.task_it3 import Task
 from ..utils import load_room
 from .checkpoints import check_whole, last_whole_checkpoint
@@ -313,18 +313,18 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         """
         dataset = self._clean_images if dataset is None else dataset
         model = idempotent_model(self.model)
-        clean, sums = self._look_at(model, first_rows(dataset, self.args.reference_images or None))
+        clean, sums, of_copies = self._look_at(model, first_rows(dataset, self.args.reference_images or None))
         if not len(clean):
             raise ValueError("the reference distance needs at least one image, and the data set has none")
-        return store_reference(model, clean, sums)
+        return store_reference(model, clean, sums, of_copies)
 
     @property
     def _clean_images(self) -> Any:
         """The data set that is measured for test time, if there is one."""
         return self.train_dataset if self.reference_dataset is None else self.reference_dataset
 
-    def _look_at(self, model: IdempotentModel, dataset: Any) -> tuple[Observation, list[Sums]]:
-        """Observes every image of a data set, including those of the last incomplete batch."""
+    def _look_at(self, model: IdempotentModel, dataset: Any) -> tuple[Observation, list[Sums], Tensor]:
+        """Observes every image of a data set, including those of the last incomplete batch, and their copies."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             batches = self.get_test_dataloader(dataset)
@@ -333,12 +333,16 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         progress = tqdm(
             batches, "Reference distance", disable=self.args.disable_tqdm or not self.is_world_process_zero()
         )
-        parts = [Observation.empty(model.shift_reference)]
+        parts, of_copies = [Observation.empty(model.shift_reference)], [torch.empty(0, 2, dtype=torch.long)]
         sums: Sums = {}
-        with frozen_modes(model), collected_statistics(sums):
+        gather = self.accelerator.gather_for_metrics
+        with frozen_modes(model):
             for inputs in progress:
+                images = self._prepare_inputs(inputs)["pixel_values"]
                 with self.compute_loss_context_manager():
-                    seen = observe(model, self._prepare_inputs(inputs)["pixel_values"])
-                gathered = (self.accelerator.gather_for_metrics(value) for value in vars(seen).values())
-                parts.append(Observation(*gathered).cpu())
-        return Observation.join(parts), gather_object([sums])
+                    with collected_statistics(sums):
+                        seen = observe(model, images)
+                    copies = classes_of_copies(model, images)
+                parts.append(Observation(*(gather(value) for value in vars(seen).values())).cpu())
+                of_copies.append(gather(copies).cpu())
+        return Observation.join(parts), gather_object([sums]), torch.cat(of_copies)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...it3.adaptation_config_it3 import SCOPES, AdaptationConfig
@@ -12,7 +13,7 @@ from ...it3.interface_it3 import IdempotentModel
 from ...it3.objective_it3 import IdempotenceDistance
 from ...it3.shell_it3 import frozen_modes
 from ...it3.shift_reference_it3 import Observation
-from ...it3.shift_test_it3 import CleanReference, observe, store_reference
+from ...it3.shift_test_it3 import CleanReference, classes_of_copies, observe, store_reference
 from ...it3.task_it3 import Task
 from ..images import ImageSource
 from ..inputs import load_model
@@ -162,13 +163,14 @@ def _measure_reference(model: IdempotentModel, own: AdaptationConfig, images: He
         ValueError: if a distance is not finite.
     """
     distance = IdempotenceDistance(own.distance or model.config.distance, Task.of(model.config))
-    clean = [Observation.empty(model.shift_reference)]
+    clean, of_copies = [Observation.empty(model.shift_reference)], []
     sums: Sums = {}
-    with collected_statistics(sums):
-        for pixel_values, _ in images.batches(images.conditions[0], images.num_batches):
+    for pixel_values, _ in images.batches(images.conditions[0], images.num_batches):
+        with collected_statistics(sums):
             clean.append(observe(model, pixel_values, distance).cpu())
+        of_copies.append(classes_of_copies(model, pixel_values).cpu())
     seen = Observation.join(clean)
-    if store_reference(model, seen, [sums], distance.name) is None:
+    if store_reference(model, seen, [sums], torch.cat(of_copies), distance.name) is None:
         raise ValueError(
             f"the idempotence distance of {(~seen.distances.isfinite()).sum().item()} of {len(seen)} clean images is "
             "not finite; check the model's weights and the images"
