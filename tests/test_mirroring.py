@@ -18,9 +18,9 @@ from hf_it3 import (
 )
 from hf_it3.calibration import calibrate
 from hf_it3.it3.alignment_it3 import collected_statistics
-from hf_it3.it3.augmentation_it3 import Augmentation
 from hf_it3.it3.mirroring_it3 import may_mirror, mirrored_agreement
 from hf_it3.it3.shift_test_it3 import observe
+from hf_it3.it3.task_it3 import resize
 
 
 SYMMETRIC = {"all": 1.02, "least": 0.85}
@@ -82,7 +82,7 @@ def test_what_is_measured_is_how_often_classes_are_kept(digits_in_colour, train_
     with torch.no_grad():
         classes, cropped, mirrored = (
             digits_in_colour(copy).logits.argmax(1).tolist()
-            for copy in (images, Augmentation(2, ["crop"]).apply(images)[:, 1], images.flip(3))
+            for copy in (images, resize(images[..., 1:-1, 1:-1], images.shape[2:]), images.flip(3))
         )
 
     def share(chosen):
@@ -93,8 +93,8 @@ def test_what_is_measured_is_how_often_classes_are_kept(digits_in_colour, train_
     everything = range(len(classes))
     by_class = [share([index for index in everything if classes[index] == one]) for one in set(classes)]
     measured = digits_in_colour.config.reference_distance["mirrored"]
-    # Single images may be predicted differently in a batch.
-    assert measured["all"] == pytest.approx(share(everything), abs=5e-3)
+    # The cropped copies differ a little at their edges.
+    assert measured["all"] == pytest.approx(share(everything), abs=2e-2)
     assert measured["least"] == pytest.approx(min(by_class), abs=5e-2)
 
 

@@ -112,6 +112,12 @@ class Augmentation:
         return 1 + factor, offset
 
 
+def middle_of(images: Tensor, lost: float = MAX_CROP / 2) -> Tensor:
+    """The middle of images `(B, C, H, W)`, without this part of each side, at the size of the whole."""
+    matrix = torch.eye(2, 3, dtype=torch.float64) * (1 - lost)
+    return _warp(images[:, None], matrix[None])[:, 0]
+
+
 def _warp(copies: Tensor, matrices: Tensor) -> Tensor:
     """Copies `(B, count, C, H, W)`, each warped by its matrix; what comes in from outside repeats the border."""
     batch, count, channels, height, width = copies.shape

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .augmentation_it3 import Augmentation
+from .augmentation_it3 import middle_of
 
 
 # Mirrored copies may keep so much less of the classes than cropped ones do: of all images, and of those of one class.
@@ -17,8 +17,8 @@ _PRIOR_KEPT = 10
 
 
 def copies_to_compare(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images `(B, C, H, W)` cropped, as adaptation does it, and mirrored."""
-    return Augmentation(2, ("crop",)).apply(images)[:, 1], images.flip(-1)
+    """Images `(B, C, H, W)` cropped, by as much as copies are on average, and mirrored."""
+    return middle_of(images), images.flip(-1)
 
 
 def mirrored_agreement(classes: Tensor, of_copies: Tensor) -> dict[str, float]:
