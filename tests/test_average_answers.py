@@ -14,6 +14,7 @@ from hf_it3 import (
 )
 from hf_it3.it3.augmentation_it3 import Augmentation
 from hf_it3.it3.backbone_defaults_it3 import BACKBONE_DEFAULTS
+from hf_it3.it3.modeling_cnn_it3 import IT3CNNForImageClassification
 
 
 STEPS = {"gate": None, "num_steps": 2, "learning_rate": 3e-3}
@@ -66,6 +67,21 @@ class TestWhoseAnswers:
         assert output.averaged.all()
         assert not output.adapted.any()
         torch.testing.assert_close(log_probabilities(output), mean_over_copies(model, images, 4))
+
+    @pytest.mark.parametrize("settings", [{"average_answers": "always"}, {"scope": "average"}], ids=str)
+    def test_an_image_that_has_its_answer_is_not_classified_again_as_the_first_of_its_copies(
+        self, model, images, monkeypatch, settings
+    ):
+        original, seen = IT3CNNForImageClassification.forward, []
+
+        def counted(self, pixel_values, *arguments, **options):
+            seen.append(len(pixel_values))
+            return original(self, pixel_values, *arguments, **options)
+
+        monkeypatch.setattr(IT3CNNForImageClassification, "forward", counted)
+        output = TestTimeAdapter(model, gate=float("inf"), augmentations=4, **settings)(images)
+        assert output.averaged.all()
+        assert sum(seen) == (2 + 3) * len(images)
 
     def test_a_closed_stream_averages_with_the_unadapted_model(self, model, images, shifted_images):
         settings = {"average_answers": "always", "augmentations": 4, "num_steps": 2}

@@ -261,7 +261,8 @@ class TestTimeAdapter:
         """Answers with means over copies; it changes no weights and costs clean images nothing, so it has no gate."""
         if not (chosen.any() and self._averaging(scope).averages):
             return
-        _, positions = self._put_logits(output, chosen, self._averaging(scope).average(images[chosen]))
+        averages = self._averaging(scope).average(images[chosen], output.initial_logits[chosen])
+        _, positions = self._put_logits(output, chosen, averages)
         output.averaged[positions] = True
 
     @staticmethod

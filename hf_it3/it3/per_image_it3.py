@@ -97,9 +97,14 @@ class ImageAdaptation:
         """Whether answers are means over copies."""
         return self.augmentation is not None and self.augmentation.count > 1
 
-    def average(self, images: Tensor) -> Tensor:
-        """Logits `(B, num_labels, ...)` of the unadapted model's mean prediction over copies of each image."""
-        return torch.cat([self._answer(self._run_plain(self._views(images[part]))) for part in self._parts(images)])
+    def average(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Logits `(B, num_labels, ...)` of the unadapted model's mean prediction over copies of each image, given those
+        of the images themselves, `(B, num_labels, ...)`."""
+        answers = []
+        for part in self._parts(images):
+            others = self._run_plain(self._views(images[part])[:, 1:])
+            answers.append(self._answer(torch.cat([logits[part, None], others], 1)))
+        return torch.cat(answers)
 
     def run(self, images: Tensor, first: Passes) -> tuple[Tensor, Tensor]:
         """Adapts to each of the images `(B, C, H, W)`, given both passes of the unadapted model.

@@ -223,10 +223,10 @@ class SharedAdaptation:
         return self.augmentation is not None
 
     @torch.no_grad()
-    def average(self, images: Tensor) -> Tensor:
-        """Logits `(B, num_labels, ...)` of the unadapted model's mean prediction over copies of each image; to be
-        called with the source weights in the shell."""
-        return self._average(images, self.source_shell(images), self.source_shell)
+    def average(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Logits `(B, num_labels, ...)` of the unadapted model's mean prediction over copies of each image, given those
+        of the images themselves, `(B, num_labels, ...)`; to be called with the source weights in the shell."""
+        return self._average(images, logits, self.source_shell)
 
     @torch.no_grad()
     def _average(self, images: Tensor, logits: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
