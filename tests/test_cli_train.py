@@ -219,7 +219,8 @@ def inspect(capsys, *arguments: str) -> dict[str, str]:
     capsys.readouterr()
     assert main(["inspect", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
-    return {line[:18].strip(): line[18:].strip() for line in lines}
+    cells = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines]
+    return {name: "".join(value) for name, *value in cells}
 
 
 def test_inspect_prints_layer_layout_channels_and_counts(tmp_path, capsys):
@@ -270,6 +271,21 @@ def test_inspect_prints_the_models_own_settings(trained_directory, tmp_path, cap
     printed = inspect(capsys, str(tmp_path))
     assert (printed["num_steps"], printed["norm_statistics"]) == ("7", "source")
     assert printed["kind of backbone"].startswith("plain, ")
+    assert printed["augmentation_kinds"] == "warp"
+
+
+def test_inspect_prints_whether_copies_are_mirrored_and_why(tmp_path, capsys):
+    model = IT3ForImageClassification.from_backbone(classifier("vit"))
+    model.save_pretrained(tmp_path)
+    printed = inspect(capsys, str(tmp_path), "--image_size=32")["augmentation_kinds"]
+    assert printed == "crop (whether mirrored clean images keep their class was not measured)"
+    model.config.reference_distance = {"mean": 0.0, "std": 1.0, "mirrored": {"all": 1.024, "least": 0.85}}
+    model.save_pretrained(tmp_path)
+    printed = inspect(capsys, str(tmp_path), "--image_size=32")["augmentation_kinds"]
+    assert printed == (
+        "crop, flip (mirrored clean images keep their class 1.02 times as often as cropped ones, 0.85 times in one "
+        "class)"
+    )
 
 
 def test_inspect_refuses_a_layer_that_never_runs(trained_directory, capsys):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from ..it3.adaptation_config_it3 import AdaptationConfig
+from ..it3.augmentation_it3 import AUGMENTATIONS
 from ..it3.backbone_defaults_it3 import BACKBONE_DEFAULTS, backbone_kind, resolve_defaults
 from ..it3.batchnorm_it3 import SplitBatchNorm
 from ..it3.configuration_it3 import SEGMENTATION, IT3Config
@@ -133,7 +135,22 @@ def _settings(model: IT3PreTrainedModel) -> dict[str, str]:
     if own.norm_statistics == "auto" and resolved.norm_statistics == "source" and may_align:
         # The weights, which would tell, are not loaded.
         settings["norm_statistics"] = f"{defaults['norm_statistics']} where clean images were measured, else source"
-    return settings
+    return {**settings, "augmentation_kinds": _copies(model, resolved)}
+
+
+def _copies(model: IT3PreTrainedModel, settings: AdaptationConfig) -> str:
+    """How copies that answers are averaged over differ, and what was measured of mirrored ones."""
+    config = model.config
+    augmentation = Task.of(config).make_augmentation(settings.augmentations, settings.augmentation_kinds)
+    kinds = [kind for kind in AUGMENTATIONS if kind in augmentation.kinds_for(config.image_channels)]
+    measured = (config.reference_distance or {}).get("mirrored")
+    why = ""
+    if settings.augmentation_kinds is None and measured is None and kinds == ["crop"]:
+        why = " (whether mirrored clean images keep their class was not measured)"
+    elif settings.augmentation_kinds is None and measured is not None:
+        shares = f"{measured['all']:.2f} times as often as cropped ones, {measured['least']:.2f} times in one class"
+        why = f" (mirrored clean images keep their class {shares})"
+    return ", ".join(kinds) + why
 
 
 def _layer_outputs(model: IT3PreTrainedModel, image_size: int | None) -> dict[str, Any]:

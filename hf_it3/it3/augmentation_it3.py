@@ -55,7 +55,7 @@ class Augmentation:
             yield self._copies(images, range(index, index + 1))[:, 0]
 
     def _copies(self, images: Tensor, indices: range) -> Tensor:
-        kinds = self._kinds_for(images.shape[1])
+        kinds = self.kinds_for(images.shape[1])
         height, width = images.shape[-2:]
         part = slice(indices.start, indices.stop)
         copies = images[:, None].expand(-1, len(indices), -1, -1, -1)
@@ -70,7 +70,7 @@ class Augmentation:
     def undo(self, maps: Tensor) -> Tensor:
         """Moves what was predicted for every pixel of the copies, `(B, count, num_labels, h, w)`, back to where it
         belongs in the image; predictions without space, `(B, count, num_labels)`, stay as they are."""
-        kinds = self._kinds_for(1)
+        kinds = self.kinds_for(1)
         if maps.ndim < 5 or kinds <= {"color"}:
             return maps
         height, width = maps.shape[-2:]
@@ -80,7 +80,8 @@ class Augmentation:
         moved[:, 0] = maps[:, 0]
         return moved
 
-    def _kinds_for(self, channels: int) -> frozenset[str]:
+    def kinds_for(self, channels: int) -> frozenset[str]:
+        """How copies of images of this many channels differ."""
         if self.kinds is not None:
             return self.kinds
         of_photos = ("crop", "flip") if self.mirrors else ("crop",)

@@ -98,8 +98,8 @@ class ImageAdaptation:
         return self.augmentation is not None and self.augmentation.count > 1
 
     def average(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Logits `(B, num_labels, ...)` of the unadapted model's mean prediction over copies of each image, given those
-        of the images themselves, `(B, num_labels, ...)`."""
+        """Logits of the unadapted model's mean prediction over copies of each image `(B, C, H, W)`, given those of the
+        images themselves; both `(B, num_labels, ...)`."""
         answers = []
         for part in self._parts(images):
             others = self._run_plain(self._views(images[part])[:, 1:])

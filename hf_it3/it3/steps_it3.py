@@ -224,8 +224,8 @@ class SharedAdaptation:
 
     @torch.no_grad()
     def average(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Logits `(B, num_labels, ...)` of the unadapted model's mean prediction over copies of each image, given those
-        of the images themselves, `(B, num_labels, ...)`; to be called with the source weights in the shell."""
+        """Logits of the unadapted model's mean prediction over copies of each image `(B, C, H, W)`, given those of the
+        images themselves; both `(B, num_labels, ...)`. To be called with the source weights in the shell."""
         return self._average(images, logits, self.source_shell)
 
     @torch.no_grad()
