@@ -31,7 +31,7 @@ def mirrored_agreement(classes: Tensor, of_copies: Tensor) -> dict[str, float]:
     """
     kept = (of_copies == classes[:, None]).long()
     of_classes = torch.zeros(int(classes.max()) + 1, 2, dtype=torch.long).index_add_(0, classes, kept)
-    cropped, mirrored = (torch.cat([kept.sum(0)[None], of_classes]) + _PRIOR_KEPT).unbind(1)
+    cropped, mirrored = (torch.cat([kept.sum(0)[None], of_classes]) + _PRIOR_KEPT).double().unbind(1)
     shares = (mirrored / cropped).tolist()
     return {"all": shares[0], "least": min(shares[1:])}
 
