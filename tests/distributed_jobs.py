@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from families import NUM_LABELS, classifier, family_images
+from transformers import set_seed
 
 import hf_it3.evaluation.calibration.training as calibration
 from hf_it3 import IT3ForImageClassification, IT3Trainer, IT3TrainingArguments
@@ -42,6 +43,13 @@ EVALUATIONS = {
 COMMAND = ["--do_train", "--do_eval", "--use_cpu", "--max_steps=2", "--max_eval_samples=20", "--reference_images=10"]
 
 
+def start(family: str) -> IT3ForImageClassification:
+    """The model that a training starts from, whatever the process did before."""
+    backbone = classifier(family)
+    set_seed(0)  # of the embedder; the backbone may have been built long ago
+    return IT3ForImageClassification.from_backbone(backbone).double()
+
+
 def train(folder: Path, family: str, batch_size: int, arguments: dict) -> None:
     """Trains a tiny model and writes the weights of this process and the log."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +67,7 @@ def train(folder: Path, family: str, batch_size: int, arguments: dict) -> None:
         use_cpu=True,
         **arguments,
     )
-    model = IT3ForImageClassification.from_backbone(classifier(family)).double()
+    model = start(family)
     trainer = IT3Trainer(model, training, train_dataset=rows, data_collator=_stack)
     trainer.train()
     torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), folder / f"weights-{_rank()}.pt")

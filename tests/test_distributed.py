@@ -62,7 +62,7 @@ def test_training_ends_where_one_with_the_same_global_batch_ends(two, tmp_path):
 def test_both_processes_keep_the_same_split_statistics(two):
     first, second = (trained(two[0] / "frozen", rank) for rank in (0, 1))
     assert first["learning_rates"] == [0.01, 0.1]
-    start = IT3ForImageClassification.from_backbone(classifier("resnet")).double().state_dict()
+    start = distributed_jobs.start("resnet").state_dict()
     moved = [name for name, value in first["weights"].items() if not torch.equal(value, start[name])]
     assert any("embedder.0" in name for name in moved)
     assert any("signal_running_mean" in name for name in moved)
