@@ -262,7 +262,8 @@ class TestSortedBatches:
             ((ONE, 0.9), (KEPT, 0.6), True),  # two of eight stay
             ((ONE, 0.9), (LOST, 0.6), False),  # one of eight stays
             ((ONE, 0.6), (KEPT, 0.9), False),  # surer than before
-            ((MIX, 0.9), (MIX, 0.6), False),
+            ((MIX, 0.9), (MIX, 0.88), False),  # less sure, but of many classes
+            ((MIX, 0.9), (MIX, 0.8), True),  # so much less sure that statistics must mislead
             ((MIX, 0.9), (ONE, 0.6), False),
             ((ONE, 0.9), (ONE, 0.6), True),
             (([0, 0, 1, 2] * 2, 0.9), ([0, 0, 1, 1] * 2, 0.6), True),
