@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from .alignment_it3 import Sums
+from .alignment_it3 import Sums, collected_statistics
 from .injection_it3 import watched_features
 from .interface_it3 import IdempotentModel
 from .mirroring_it3 import copies_to_compare, mirrored_agreement
@@ -195,6 +195,18 @@ def classes_of_copies(model: IdempotentModel, pixel_values: Tensor) -> Tensor:
         return torch.full((len(pixel_values), 2), -1, device=pixel_values.device)
     logits = [model(copy, return_dict=True).logits for copy in copies_to_compare(pixel_values)]
     return torch.stack([task.image_classes(task.predict(one)) for one in logits], 1)
+
+
+def look_at_clean(
+    model: IdempotentModel, pixel_values: Tensor, sums: Sums, distance: IdempotenceDistance | None = None
+) -> tuple[Observation, Tensor]:
+    """What a reference is made of, for clean images `(B, C, H, W)`: see [`observe`] and [`classes_of_copies`].
+
+    Their features are added to `sums`, those of the copies are not.
+    """
+    with collected_statistics(sums):
+        seen = observe(model, pixel_values, distance)
+    return seen, classes_of_copies(model, pixel_values)
 
 
 def store_reference(

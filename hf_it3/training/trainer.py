@@ -14,11 +14,11 @@ from transformers.utils import logging
 
 from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, MAP_COLUMNS, first_rows
 from ..it3.adaptation_it3 import TestTimeAdapter
-from ..it3.alignment_it3 import Sums, collected_statistics
+from ..it3.alignment_it3 import Sums
 from ..it3.interface_it3 import IdempotentModel, idempotent_model
 from ..it3.shell_it3 import frozen_modes
 from ..it3.shift_reference_it3 import Observation
-from ..it3.shift_test_it3 import classes_of_copies, observe, store_reference
+from ..it3.shift_test_it3 import look_at_clean, store_reference
 from ..it3.task_it3 import Task
 from ..utils import load_room
 from .checkpoints import check_whole, last_whole_checkpoint
@@ -340,9 +340,7 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
             for inputs in progress:
                 images = self._prepare_inputs(inputs)["pixel_values"]
                 with self.compute_loss_context_manager():
-                    with collected_statistics(sums):
-                        seen = observe(model, images)
-                    copies = classes_of_copies(model, images)
+                    seen, copies = look_at_clean(model, images, sums)
                 parts.append(Observation(*(gather(value) for value in vars(seen).values())).cpu())
                 of_copies.append(gather(copies).cpu())
         return Observation.join(parts), gather_object([sums]), torch.cat(of_copies)

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from ...it3.adaptation_config_it3 import SCOPES, AdaptationConfig
-from ...it3.alignment_it3 import Sums, collected_statistics
+from ...it3.alignment_it3 import Sums
 from ...it3.backbone_defaults_it3 import resolve_defaults
 from ...it3.interface_it3 import IdempotentModel
 from ...it3.objective_it3 import IdempotenceDistance
 from ...it3.shell_it3 import frozen_modes
 from ...it3.shift_reference_it3 import Observation
-from ...it3.shift_test_it3 import CleanReference, classes_of_copies, observe, store_reference
+from ...it3.shift_test_it3 import CleanReference, look_at_clean, store_reference
 from ...it3.task_it3 import Task
 from ..images import ImageSource
 from ..inputs import load_model
@@ -166,9 +166,9 @@ def _measure_reference(model: IdempotentModel, own: AdaptationConfig, images: He
     clean, of_copies = [Observation.empty(model.shift_reference)], []
     sums: Sums = {}
     for pixel_values, _ in images.batches(images.conditions[0], images.num_batches):
-        with collected_statistics(sums):
-            clean.append(observe(model, pixel_values, distance).cpu())
-        of_copies.append(classes_of_copies(model, pixel_values).cpu())
+        looked, copies = look_at_clean(model, pixel_values, sums, distance)
+        clean.append(looked.cpu())
+        of_copies.append(copies.cpu())
     seen = Observation.join(clean)
     if store_reference(model, seen, [sums], torch.cat(of_copies), distance.name) is None:
         raise ValueError(
