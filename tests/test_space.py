@@ -18,7 +18,7 @@ from hf_it3.app.interface import Page
 from hf_it3.app.rendering import distances_figure, losses_figure, picture, scores
 from hf_it3.app.sample_images import SampleImages
 from hf_it3.app.served_model import ServedModel
-from hf_it3.app.visitor_images import MAX_IMAGES, MAX_PIXELS, read_drawing, read_uploads
+from hf_it3.app.visitor_images import MAX_IMAGES, MAX_PIXELS, is_blank, read_drawing, read_uploads
 from hf_it3.cli import main
 
 
@@ -102,6 +102,7 @@ def test_a_drawing_is_classified_as_it_is(browser, address):
         soon(page.locator("[role=alert]")).to_contain_text("Draw a digit first")
         canvas = page.locator("#drawing canvas").first
         canvas.wait_for()
+        soon(page.locator("[role=alert]")).to_be_visible()  # still, although the canvas reports that it is there
         box = canvas.bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         page.mouse.move(x, y - 60)
@@ -293,8 +294,14 @@ def test_a_drawing_is_turned_to_white_on_black_and_centred():
     assert digit[0, 0] == 0
     assert digit[32, 32] == 255
     assert digit.sum(0).argmax() == pytest.approx(32, abs=6)
+    assert not is_blank({"composite": canvas})
+
+
+@pytest.mark.parametrize("drawing", [None, {"composite": None}, {"composite": Image.new("RGB", (280, 280), "white")}])
+def test_a_blank_drawing_is_not_read(drawing):
+    assert is_blank(drawing)
     with pytest.raises(ValueError, match="Draw a digit"):
-        read_drawing({"composite": Image.new("RGB", (280, 280), "white")})
+        read_drawing(drawing)
 
 
 def test_a_drawing_gets_the_margin_of_the_test_images(served):

@@ -42,9 +42,9 @@ class Images:
 
     @property
     def changes(self) -> list[Any]:
-        """The events by which a visitor chooses other images."""
+        """The events by which a visitor chooses other images; those of the drawing come while it is blank, too."""
         files = (self.files.upload, self.files.delete, self.files.clear)
-        return [self.gallery.select, self.batch.input, self.drawing.input, *files]
+        return [self.gallery.select, self.batch.input, *files]
 
     @property
     def inputs(self) -> list[Any]:

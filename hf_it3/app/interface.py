@@ -26,7 +26,7 @@ from .controls import (
 )
 from .rendering import CSS, progress, say
 from .served_model import ServedModel
-from .visitor_images import MAX_BYTES, UnreadableFilesError, read_drawing, read_uploads
+from .visitor_images import MAX_BYTES, UnreadableFilesError, is_blank, read_drawing, read_uploads
 
 
 # Weights that a visitor's adaptation changed are forgotten after an hour without a visit.
@@ -226,12 +226,12 @@ def build_app(served: ServedModel) -> gr.Blocks:
             **events,
         )
         # Neither an answer nor what was wrong with a file is said of what is chosen after it.
-        gr.on(
-            [*images.changes, *(component.input for component in (*corruption, *settings))],
-            view.outdate,
-            outputs=view.message,
-            show_progress="hidden",
-            **events,
+        quiet: dict[str, Any] = {"outputs": view.message, "show_progress": "hidden", **events}
+        chosen = [*images.changes, *(component.input for component in (*corruption, *settings))]
+        gr.on(chosen, view.outdate, **quiet)
+        # The sketchpad reports a drawing as soon as it is on the screen, perhaps after the button was pressed.
+        images.drawing.input(
+            lambda drawing: gr.skip() if is_blank(drawing) else view.outdate(), images.drawing, **quiet
         )
         app.load(
             arrive,

@@ -113,6 +113,21 @@ def readable_drawing(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return read_or_not
 
 
+def is_blank(drawing: Any) -> bool:
+    """Whether nothing was drawn on what gradio's sketchpad gives."""
+    return drawing is not UNREADABLE and _strokes(drawing) is None
+
+
+def _strokes(drawing: Any) -> Image.Image | None:
+    """What was drawn, in white on black and without the space around it; `None` where nothing was."""
+    composite = drawing.get("composite") if isinstance(drawing, dict) else drawing
+    if composite is None:
+        return None
+    strokes = ImageOps.invert(to_mode(composite, "L"))
+    box = strokes.point(lambda value: 255 * (value > 64)).getbbox()
+    return None if box is None else strokes.crop(box)
+
+
 def read_drawing(drawing: Any, margin: float = _MARGIN) -> Image.Image:
     """Turns a drawing in black on white into white on black, cropped and centred like the digits of the test images.
 
@@ -125,12 +140,9 @@ def read_drawing(drawing: Any, margin: float = _MARGIN) -> Image.Image:
     """
     if drawing is UNREADABLE:
         raise ValueError("The drawing is not an image that can be read; clear it and draw a digit.")
-    composite = drawing.get("composite") if isinstance(drawing, dict) else drawing
-    strokes = None if composite is None else ImageOps.invert(to_mode(composite, "L"))
-    box = None if strokes is None else strokes.point(lambda value: 255 * (value > 64)).getbbox()
-    if strokes is None or box is None:
+    digit = _strokes(drawing)
+    if digit is None:
         raise ValueError("Draw a digit first.")
-    digit = strokes.crop(box)
     side = round(max(digit.size) * (1 + 2 * max(margin, _MARGIN)))
     square = Image.new("L", (side, side))
     square.paste(digit, ((side - digit.width) // 2, (side - digit.height) // 2))
