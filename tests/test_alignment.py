@@ -11,7 +11,7 @@ from transformers import ConvNextConfig, ResNetConfig, ViTConfig
 from hf_it3 import IT3CNNConfig, IT3Config, IT3ForImageClassification, TestTimeAdapter
 from hf_it3.it3.alignment_it3 import aligned_layers
 from hf_it3.it3.augmentation_it3 import Augmentation
-from hf_it3.it3.batchnorm_it3 import norm_statistics
+from hf_it3.it3.batchnorm_it3 import norm_statistics, noted_statistics
 
 
 CONFIGS = {
@@ -98,6 +98,24 @@ def test_the_first_layer_is_aligned_by_the_formula(prior_count, clean):
         mixed_variance = (1 - share) * x.var(correction=0) + share * std**2
         expected = (x - mixed_mean) / (mixed_variance + 1e-5).sqrt() * std + mean
         torch.testing.assert_close(aligned[:, channel], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mixed", "shrunk"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_only_the_layers_that_are_counted_are_aligned(name, kind, clean):
+    model, shifted, order, hooks = measured(name, clean), 2 * clean + 0.5, [], []
+    for layer, module in aligned_layers(model.backbone):
+        if model.feature_statistics[layer.replace(".", "/")].is_measured:
+            hooks.append(module.register_forward_hook(lambda module, inputs, output: order.append(module)))
+    plain = model(shifted).logits
+    for hook in hooks:
+        hook.remove()
+    assert len(order) > 1
+    for count in range(len(order) + 1):
+        with noted_statistics() as noted, norm_statistics(kind, 4, layers=iter(range(count))):
+            logits = model(shifted).logits
+        assert list(noted) == order[:count]
+        assert torch.equal(logits, plain) == (count == 0)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

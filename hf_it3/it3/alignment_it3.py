@@ -79,7 +79,7 @@ class Alignment:
         if (sums := _collector.get()) is not None:
             self._collect(output, sums)
         chosen = mixed_statistics()
-        if chosen is None or not self.statistics.is_measured:
+        if chosen is None or not (self.statistics.is_measured and chosen.reach_next_layer()):
             return None
         return self._align(module, output, chosen)
 

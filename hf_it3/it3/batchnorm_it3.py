@@ -29,12 +29,19 @@ class ChosenStatistics(NamedTuple):
         prior_count (`int`): weight of the latter, in images.
         per_image (`bool`): whether each image is normalised with statistics of its own, rather than of its batch.
         weights (`Tensor` of shape `(B,)`, *optional*): how much each image counts in those of the batch, 1 in all.
+        layers (`Iterator`, *optional*): is asked for an element by each layer in turn, which corrects its features
+            where it gets one; by default all do.
     """
 
     kind: str
     prior_count: int
     per_image: bool
     weights: Tensor | None = None
+    layers: Iterator[int] | None = None
+
+    def reach_next_layer(self) -> bool:
+        """Whether the layer whose turn it is, and which asks once in a pass, corrects its features."""
+        return self.layers is None or next(self.layers, None) is not None
 
     def mix(self, features: Tensor, mean: Tensor, var: Tensor, channels: int) -> tuple[Tensor, Tensor]:
         """Mean and variance of features, mixed with those of training.
@@ -124,7 +131,11 @@ def note_statistics(layer: nn.Module, mean: Tensor, variance: Tensor) -> None:
 
 @contextmanager
 def norm_statistics(
-    kind: str, prior_count: int = 0, per_image: bool = False, weights: Tensor | None = None
+    kind: str,
+    prior_count: int = 0,
+    per_image: bool = False,
+    weights: Tensor | None = None,
+    layers: Iterator[int] | None = None,
 ) -> Iterator[None]:
     """Chooses the statistics that [`SplitBatchNorm`] layers in eval mode use inside the block.
 
@@ -136,9 +147,11 @@ def norm_statistics(
         per_image (`bool`): statistics of each image by itself instead of those of the batch.
         weights (`Tensor` of shape `(B,)`, *optional*): how much each image counts in `"mixed"` and `"shrunk"`, 1 in
             all; by default each as much as others.
+        layers (`Iterator`, *optional*): counts layers, in the order in which features pass them; those behind its end
+            use the statistics of training.
     """
     prior_count = 0 if kind == "batch" else prior_count
-    chosen = None if kind == "source" else ChosenStatistics(kind, prior_count, per_image, weights)
+    chosen = None if kind == "source" else ChosenStatistics(kind, prior_count, per_image, weights, layers)
     token = _test_statistics.set(chosen)
     try:
         yield
@@ -213,8 +226,8 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         return features.to(input.dtype)
 
     def _normalize_with(self, chosen: ChosenStatistics, input: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        if math.prod(input.shape[dim] for dim in chosen.pooled(input, channels=1)) == 1:
-            # A single value per channel has no spread to estimate.
+        has_spread = math.prod(input.shape[dim] for dim in chosen.pooled(input, channels=1)) > 1
+        if not (has_spread and chosen.reach_next_layer()):
             return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
         if chosen.kind == "batch" and not chosen.per_image:
             if _noted.get() is not None:

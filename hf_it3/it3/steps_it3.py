@@ -2,9 +2,10 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -23,14 +24,12 @@ from .shell_it3 import ModelShell
 from .shift_reference_it3 import ShiftReference
 
 
-# Images that are sorted by class keep this many times as much of the training statistics.
-_SORTED_PRIORS = 8
-# Predictions that a shift takes for few classes hardly outlive corrected statistics (at most 22 % of digits), those of
-# sorted images do (35 to 90 % of photos).
-_CONFIRMED = 0.25
-# Corrected statistics raise the entropy of predictions for mixed images by at most 26 %, in 700 shifted batches of
-# photos and digits, unless these were of few classes before; in sorted batches where they cost most, by 30 to 80 %.
-_LESS_SURE = 1.3
+# Mean entropy of predictions for sorted images where all layers are corrected, over that where the first half is, at
+# least, for each kind of backbone; and where a strong shift leaves the first half overconfident.
+_LESS_SURE = {"batch_norm": 1.03, "layer_norm": 1.0}
+_MUCH_LESS_SURE = 1.15
+# A shift is strong where correcting the first half of the layers changes more than this share of the predictions.
+_CHANGED = 0.5
 
 
 @dataclass
@@ -66,10 +65,11 @@ class Passes:
 
 
 def chosen_statistics(
-    config: AdaptationConfig, per_image: bool, weights: Tensor | None = None
+    config: AdaptationConfig, per_image: bool, weights: Tensor | None = None, layers: Iterator[int] | None = None
 ) -> AbstractContextManager:
-    """The statistics that the settings ask for: of the batch, weighted or not, or of each image by itself."""
-    return norm_statistics(config.norm_statistics, config.prior_count or 0, per_image, weights)
+    """The statistics that the settings ask for: of the batch, weighted or not, or of each image by itself; in all
+    layers, or those that are counted."""
+    return norm_statistics(config.norm_statistics, config.prior_count or 0, per_image, weights, layers)
 
 
 class SharedAdaptation:
@@ -100,7 +100,7 @@ class SharedAdaptation:
         self.augmentation: Augmentation | None = None
         if not alone and config.average_answers != "never" and config.augmentations > 1:
             self.augmentation = self.task.make_augmentation(config.augmentations, config.augmentation_kinds)
-        self._has_norms = backbone_kind(shell.model) != "plain"
+        self._less_sure = _LESS_SURE.get(backbone_kind(shell.model))
         self.anchor_shell = ModelShell(shell.model, config.parameters) if config.anchor == "ema" else None
         self.seen = SeenStatistics(shell.module, config.gate_window)
         self._optimizer: torch.optim.Optimizer | None = None
@@ -125,7 +125,7 @@ class SharedAdaptation:
         with torch.set_grad_enabled(with_graph):
             return Passes(logits, y0, y1, self.objective.distance(y1, y0), features[0] if features else None)
 
-    def run(self, images: Tensor, first: Passes | None) -> tuple[Tensor | None, Tensor]:
+    def run(self, images: Tensor, first: Passes | None) -> tuple[Tensor, Tensor]:
         """Adapts from the source weights, which `reset` has brought back.
 
         Args:
@@ -133,8 +133,7 @@ class SharedAdaptation:
             first ([`Passes`], *optional*): of the unadapted model.
 
         Returns:
-            Adapted logits `(B, num_labels, ...)`, NaN if the objective was not finite and `None` where the unadapted
-            ones stand, and the losses `(steps,)`.
+            Adapted logits `(B, num_labels, ...)`, NaN if the objective was not finite, and the losses `(steps,)`.
         """
         return self.continue_from(images, first, self.fresh_optimizer())
 
@@ -179,7 +178,7 @@ class SharedAdaptation:
 
     def continue_from(
         self, images: Tensor, first: Passes | None, optimizer: torch.optim.Optimizer
-    ) -> tuple[Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Adapts from whatever weights the shell has; see `run`."""
         losses: list[float] = []
         # The frozen anchor answers the same in every step, so it is asked once.
@@ -187,27 +186,27 @@ class SharedAdaptation:
         with_diversity = False
         # Shifted images are told apart once features are corrected, so these give the first classes to balance.
         weights = self._image_weights(images)
+        num_layers, layers = 0, count()
         if self.config.num_steps == 0:
-            y0 = self.task.predict(self._answer(images, weights))
-            few = self._are_few(y0)
-            if first is not None and self._are_sorted(first, y0, few):
-                return self._answer_sorted(images, first), _as_losses([], y0)
-            weights = weights if few else self._image_weights(images, y0)
+            y0 = self.task.predict(self._answer(images, weights, layers))
+            if (logits := self._answer_if_sorted(images, first, y0, weights, next(layers))) is not None:
+                return logits, _as_losses([], y0)
+            weights = weights if self._are_few(y0) else self._image_weights(images, y0)
         for step in range(self.config.num_steps or 0):
             if step == 0 and first is not None and first.has_graph and self.can_start_from_first:
                 y0, distances = first.y0, first.distances
             else:
-                with chosen_statistics(self.config, self.alone, weights):
+                with chosen_statistics(self.config, self.alone, weights, layers):
                     y0 = self.task.predict(self.shell(images))
+                    num_layers = next(layers)
                     if frozen_y1 is None and self.config.anchor == "frozen":
                         frozen_y1 = self._frozen_prediction(images, y0)
                     y1 = self._second_prediction(images, y0, frozen_y1)
                 distances = self.objective.distance(y1, y0)
             if step == 0:
-                few = self._are_few(y0.detach())
-                if first is not None and self._are_sorted(first, y0.detach(), few):
-                    return self._answer_sorted(images, first), _as_losses([], y0)
-                if few:
+                if (logits := self._answer_if_sorted(images, first, y0.detach(), weights, num_layers)) is not None:
+                    return logits, _as_losses([], y0)
+                if self._are_few(y0.detach()):
                     break  # nothing keeps the classes apart, and the statistics are corrected already
                 with_diversity = not self.alone and self._wants_diversity(y0.detach())
             loss = self.objective(distances, y0, with_diversity)
@@ -260,22 +259,36 @@ class SharedAdaptation:
         shares = not (self.alone or self.sees_as_first)
         return shares and self.config.diversity_weight > 0 and self.task.num_classes > 1
 
-    def _are_sorted(self, first: Passes, corrected: Tensor, few: bool) -> bool:
-        """Whether images are of few classes because of their order, rather than because a shift makes them look so;
-        `few` tells whether those predicted with corrected statistics are.
+    @torch.no_grad()
+    def _answer_if_sorted(
+        self, images: Tensor, first: Passes | None, corrected: Tensor, weights: Tensor | None, num_layers: int
+    ) -> Tensor | None:
+        """Logits for images that seem to be sorted by class; `None` for others, and where that cannot be told.
 
-        Statistics of sorted images mislead a network with normalisation layers: predictions get less sure, although
-        many keep their class. Where a shift took images for a few classes, they get surer, or hardly any is kept. A
-        shift may also hide that sorted images are of few classes; there, predictions have to get much less sure.
+        A shift changes features from the first layers on, the order of images those of the last ones, which tell
+        classes apart. Where these are corrected as well, sorted images lose what makes them of their class, and are
+        predicted less surely than where the first half of the layers is, which is their answer therefore.
+
+        Args:
+            images (`Tensor` of shape `(B, C, H, W)`).
+            first ([`Passes`], *optional*): of the unadapted model.
+            corrected (`Tensor` of shape `(B, num_labels, ...)`): predictions where all layers are corrected.
+            weights (`Tensor` of shape `(B,)`, *optional*): of images in the statistics of these.
+            num_layers (`int`): how many layers that are.
         """
-        if not (self._has_norms and self._minds_order):
-            return False
-        answers = first.y0.detach()
-        least = 1 if few or self._are_few(answers) else _LESS_SURE
-        if entropy(corrected).mean() <= least * entropy(answers).mean():
-            return False
-        stays = self.task.image_classes(answers) == self.task.image_classes(corrected)
-        return stays.float().mean().item() >= _CONFIRMED
+        if first is None or num_layers < 2 or self._less_sure is None or not self._minds_order:
+            return None
+
+        def answer(images: Tensor) -> Tensor:
+            return self._answer(images, weights, iter(range(num_layers // 2)))
+
+        logits = answer(images)
+        early = self.task.predict(logits)
+        changed = self.task.image_classes(early) != self.task.image_classes(first.y0.detach())
+        least = self._less_sure if changed.float().mean() <= _CHANGED else _MUCH_LESS_SURE
+        if entropy(corrected).mean() <= least * entropy(early).mean():
+            return None
+        return self._average(images, logits, answer)
 
     def _image_weights(self, images: Tensor, answers: Tensor | None = None) -> Tensor | None:
         """How much each image counts in the statistics of the batch, by what it was predicted as if that is known."""
@@ -290,24 +303,10 @@ class SharedAdaptation:
         return self.shell.model.shift_reference  # type: ignore[return-value]
 
     @torch.no_grad()
-    def _answer(self, images: Tensor, weights: Tensor | None) -> Tensor:
-        """Logits with the chosen statistics."""
-        with chosen_statistics(self.config, self.alone, weights):
+    def _answer(self, images: Tensor, weights: Tensor | None, layers: Iterator[int] | None = None) -> Tensor:
+        """Logits with the chosen statistics, in all layers or those that are counted."""
+        with chosen_statistics(self.config, self.alone, weights, layers):
             return self.shell(images)
-
-    @torch.no_grad()
-    def _answer_sorted(self, images: Tensor, first: Passes) -> Tensor | None:
-        """Logits for images whose statistics differ from those of training by their classes as well; none where those
-        of training make predictions surer."""
-        kind = "mixed" if self.config.norm_statistics == "shrunk" else self.config.norm_statistics
-
-        def answer(images: Tensor) -> Tensor:
-            with norm_statistics(kind, _SORTED_PRIORS * (self.config.prior_count or 0)):
-                return self.shell(images)
-
-        logits = answer(images)
-        is_surer = entropy(self.task.predict(logits)).mean() < entropy(first.y0).mean()
-        return self._average(images, logits, answer) if is_surer else None
 
     def _second_prediction(self, images: Tensor, y0: Tensor, frozen_y1: Tensor | None) -> Tensor:
         """y1 = f(x, y0) of whoever is the anchor."""

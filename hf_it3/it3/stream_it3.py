@@ -117,7 +117,7 @@ class Stream:
         logits, history = self.shared.continue_from(pixel_values, first, self.optimizer)
         self.num_images += len(pixel_values)
         self.num_steps += len(history)
-        if logits is not None and self.config.collapse_guard and logits.isfinite().all():
+        if self.config.collapse_guard and logits.isfinite().all():
             loss = history[0].item() if len(history) else None
             reason = self.guard.verdict(self.shared.task.predict(logits), first.y0.detach(), loss)
             if reason is not None:
