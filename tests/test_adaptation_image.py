@@ -156,6 +156,16 @@ class TestOneImage:
         output = TestTimeAdapter(double_model, **settings)(few)
         assert torch.equal(output.logits, output.initial_logits)
 
+    @pytest.mark.parametrize("augmentations", [0, 1])
+    def test_without_copies_there_is_nothing_to_average(self, double_model, few, augmentations):
+        settings = {"gate": None, "augmentations": augmentations, "scope": "average"}
+        output = TestTimeAdapter(double_model, **settings)(few)
+        assert torch.equal(output.logits, output.initial_logits)
+        assert not output.averaged.any()
+        steps = TestTimeAdapter(double_model, augmentation_steps=2, **settings)(few)
+        expected = TestTimeAdapter(double_model, scope="image", num_steps=2, gate=None)(few)
+        torch.testing.assert_close(steps.logits, expected.logits)
+
     @pytest.mark.parametrize(
         ("problem_type", "predict"),
         [("multi_label_classification", torch.sigmoid), ("regression", lambda logits: logits)],

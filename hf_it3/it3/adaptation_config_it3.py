@@ -57,9 +57,8 @@ class AdaptationConfig:
             (Schneider et al., NeurIPS 2020); both, with the former weighing as much as chance explains of their
             distance. In backbones without BatchNorm, the last two give features the statistics of clean images, where
             those were measured, see [`Alignment`]. `"auto"` takes what was measured best for the kind of backbone.
-        prior_count (`int` or `None`): weight of the training statistics in `"mixed"`, in images; in `"shrunk"` of
-            batches that seem to be sorted by class. In scopes `"image"` and `"average"` they are mixed with those of
-            each image by itself.
+        prior_count (`int` or `None`): weight of the training statistics in `"mixed"`, in images. In scopes `"image"`
+            and `"average"` they are mixed with those of each image by itself, in `"shrunk"` as well.
         class_balance (`bool`): scopes `"batch"` and `"stream"`: in `"mixed"` and `"shrunk"` statistics, count images
             of a class that is predicted more often than among clean images less, and of a rarer one more, so that
             statistics follow the shift and not the mix of classes, see [`ShiftReference`].

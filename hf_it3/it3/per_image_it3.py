@@ -54,6 +54,7 @@ class ImageAdaptation:
         augmentation = None
         if config.scope == "average":
             config = config.replace(num_steps=config.augmentation_steps)
+        if config.scope == "average" and config.augmentations > 1:
             augmentation = objective.task.make_augmentation(config.augmentations, config.augmentation_kinds)
         return cls(SharedAdaptation(shell, shell, config, objective, alone=True), augmentation)
 
@@ -155,7 +156,6 @@ class ImageAdaptation:
             self.shared.reset()
             passes = None if first is None else first[slice(index, index + 1)]
             answer, history = self.shared.run(image_views, passes)
-            assert answer is not None  # one image has no order
             logits.append(answer)
             missing = self.num_steps - len(history)  # of an image whose objective was not finite
             losses.append(torch.cat([history, history.new_full((missing,), float("nan"))]))
