@@ -78,6 +78,9 @@ def test_all_images_at_once_equal_a_loop_over_images(double_model, few, vectoriz
         {"parameters": "norm"},
         {**AVERAGE, "augmentations": 3, "augmentation_steps": 1},
         {**AVERAGE, "augmentations": 3, "augmentation_steps": 0},
+        {"norm_depth": 0.5},
+        {**AVERAGE, "augmentations": 3, "augmentation_steps": 1, "norm_depth": 0.5},
+        {**AVERAGE, "augmentations": 3, "augmentation_steps": 0, "norm_depth": 0.5},
     ],
     ids=str,
 )

@@ -112,7 +112,7 @@ def test_only_the_layers_that_are_counted_are_aligned(name, kind, clean):
         hook.remove()
     assert len(order) > 1
     for count in range(len(order) + 1):
-        with noted_statistics() as noted, norm_statistics(kind, 4, layers=iter(range(count))):
+        with noted_statistics() as noted, norm_statistics(kind, 4, num_layers=count):
             logits = model(shifted).logits
         assert list(noted) == order[:count]
         assert torch.equal(logits, plain) == (count == 0)
@@ -147,7 +147,11 @@ def test_it_is_what_auto_means_where_clean_images_were_measured(clean):
     with_batch_norm = IT3ForImageClassification(IT3Config(backbone_config=resnet))
     assert len(with_batch_norm.feature_statistics) == 0
     assert TestTimeAdapter(with_batch_norm).config.norm_statistics == "shrunk"
-    assert TestTimeAdapter(with_batch_norm, scope="average").config.norm_statistics == "source"
+    assert TestTimeAdapter(with_batch_norm, scope="image").config.norm_statistics == "source"
+    averaging = TestTimeAdapter(with_batch_norm, scope="average").config
+    assert (averaging.norm_statistics, averaging.prior_count, averaging.norm_depth) == ("mixed", 2, 0.17)
+    steps = TestTimeAdapter(with_batch_norm, scope="average", augmentation_steps=1).config
+    assert (steps.norm_statistics, steps.norm_depth) == ("source", 1.0)
 
 
 def test_averaging_aligns_the_images_that_the_gate_sees_shifted(clean):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from batch_norm_layers import first_layers_corrected, layers_in_order
 from naive_adaptation import NaiveAdaptation, mean_over_copies
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -52,6 +53,52 @@ def test_copies_have_the_statistics_of_their_own_batch(batch_norm_model, images)
     in_training_mode = copy.deepcopy(batch_norm_model).train()  # where BatchNorm uses those of the batch
     expected = mean_over_copies(in_training_mode, images, 4)
     torch.testing.assert_close(log_probabilities(output), expected, rtol=1e-4, atol=1e-5)
+
+
+def corrected_in_the_first(model, image, num_layers, prior_count):
+    """Logits for one image, whose own statistics weigh as much as one image beside `prior_count` clean ones."""
+    model = copy.deepcopy(model)
+    layers = layers_in_order(model, image[None])[:num_layers]
+    for layer in layers:
+        seen = []
+        hook = layer.register_forward_pre_hook(lambda layer, inputs, seen=seen: seen.append(inputs[0]))
+        with torch.no_grad():
+            model(image[None])
+        hook.remove()
+        for name, own in (
+            ("running_mean", seen[0].mean((0, 2, 3))),
+            ("running_var", seen[0].var((0, 2, 3), correction=0)),
+        ):
+            clean = getattr(layer, name)
+            clean.copy_((own + prior_count * clean) / (1 + prior_count))
+    with torch.no_grad():
+        return model(image[None]).logits[0]
+
+
+@pytest.mark.parametrize("gate", [{}, {"gate": None}])
+@pytest.mark.parametrize(("settings", "num_layers", "prior_count"), [({}, 1, 2), ({"norm_depth": 0.5}, 2, 2)])
+def test_copies_of_an_image_alone_are_corrected_in_the_first_layers(
+    batch_norm_model, images, gate, settings, num_layers, prior_count
+):
+    model, images = batch_norm_model.double(), 2 * images[:3].double() + 0.5
+    output = TestTimeAdapter(model, scope="average", augmentations=4, **gate, **settings)(images)
+    expected = []
+    for image in images:
+        copies = Augmentation(4).apply(image[None])[0, 1:]
+        answers = [corrected_in_the_first(model, one, num_layers, prior_count) for one in copies]
+        expected.append(torch.stack([model(image[None]).logits[0], *answers]).softmax(1).mean(0).log())
+    torch.testing.assert_close(log_probabilities(output), torch.stack(expected), rtol=0, atol=1e-6)
+    assert output.averaged.all()
+    assert not output.adapted.any()
+    plain = TestTimeAdapter(model, scope="average", augmentations=4, norm_statistics="source")(images)
+    assert not torch.allclose(plain.logits.softmax(1), output.logits.softmax(1), atol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.25, 0.5, 1.0])
+def test_a_batch_is_corrected_as_deep_as_settings_say(batch_norm_model, images, depth):
+    settings = {"norm_statistics": "batch", "norm_depth": depth, "diversity_weight": 0.0, "average_answers": "never"}
+    output = TestTimeAdapter(batch_norm_model, settings, gate=None, num_steps=0)(images)
+    torch.testing.assert_close(output.logits, first_layers_corrected(batch_norm_model, images, depth))
 
 
 class TestWhoseAnswers:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from batch_norm_layers import first_layers_corrected, layers_in_order
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, set_seed
 
@@ -224,27 +225,6 @@ def test_statistics_per_image_are_those_of_a_batch_of_one(features, kind):
     torch.testing.assert_close(together, alone)
 
 
-def layers_in_order(model, images) -> list[nn.Module]:
-    """The BatchNorm layers of a model, in the order in which features pass them."""
-    order, layers = [], [module for module in model.modules() if isinstance(module, SplitBatchNorm)]
-    hooks = [layer.register_forward_pre_hook(lambda layer, inputs: order.append(layer)) for layer in layers]
-    with torch.no_grad():
-        model(images)
-    for hook in hooks:
-        hook.remove()
-    return order
-
-
-def first_layers_corrected(model, images, share) -> torch.Tensor:
-    """Logits where torch's own BatchNorm takes the statistics of the batch, as in training, in the first layers."""
-    model = copy.deepcopy(model)
-    order = layers_in_order(model, images[:1])
-    for layer in order[: int(len(order) * share)]:
-        layer.train()
-    with torch.no_grad():
-        return model(images).logits
-
-
 class TestSortedBatches:
     """Images of few classes: sorted ones, or those that a shift takes for few."""
 
@@ -297,7 +277,7 @@ class TestSortedBatches:
         monkeypatch.setattr("hf_it3.it3.steps_it3.entropy", lambda y: torch.tensor(1.0 if y is not full else rise))
         full = torch.rand(8, 10).softmax(1)
         passes = Passes(first.log(), first, first, torch.zeros(8))
-        answer = shared._answer_if_sorted(images[:8], passes, full, None, 4)
+        answer = shared._answer_if_sorted(images[:8], passes, full, None)
         assert (answer is not None) == are_sorted
 
     @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -306,7 +286,7 @@ class TestSortedBatches:
         order = layers_in_order(batch_norm_model, images)
         assert len(order) == 4
         with noted_statistics() as noted:
-            logits = self.under(batch_norm_model, images, kind, 4, False, None, iter(range(int(share * len(order)))))
+            logits = self.under(batch_norm_model, images, kind, 4, False, None, int(share * len(order)))
         assert list(noted) == order[: int(share * len(order))]
         if kind == "batch":
             torch.testing.assert_close(logits, first_layers_corrected(batch_norm_model, images, share))

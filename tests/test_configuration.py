@@ -42,6 +42,8 @@ def distance_of_my_own(y1, y0):
         ("class_balance", None),
         ("norm_statistics", "running"),
         ("prior_count", -1),
+        ("norm_depth", -0.1),
+        ("norm_depth", 1.5),
         ("augmentation_kinds", "flip"),
         ("augmentation_kinds", ["flip", "mirror"]),
         ("augmentation_kinds", []),

@@ -59,6 +59,10 @@ class AdaptationConfig:
             those were measured, see [`Alignment`]. `"auto"` takes what was measured best for the kind of backbone.
         prior_count (`int` or `None`): weight of the training statistics in `"mixed"`, in images. In scopes `"image"`
             and `"average"` they are mixed with those of each image by itself, in `"shrunk"` as well.
+        norm_depth (`float` or `None`): share of the layers that `norm_statistics` are chosen in, in [0, 1]: the first
+            ones; those behind them keep the statistics of training, because the last layers tell classes apart, and
+            few images know their statistics badly. `None` is 1, but for scope `"average"` and BatchNorm, where copies
+            of all images are corrected in the first layers, whatever the gate says.
         class_balance (`bool`): scopes `"batch"` and `"stream"`: in `"mixed"` and `"shrunk"` statistics, count images
             of a class that is predicted more often than among clean images less, and of a rarer one more, so that
             statistics follow the shift and not the mix of classes, see [`ShiftReference`].
@@ -117,6 +121,7 @@ class AdaptationConfig:
     max_class_share: float = 0.75
     norm_statistics: str = "auto"
     prior_count: int | None = None
+    norm_depth: float | None = None
     class_balance: bool = True
     gate: float | None = 3.0
     gate_window: int = 256
@@ -150,6 +155,7 @@ class AdaptationConfig:
         self._check_number("diversity_weight", float, 0)
         self._check_number("max_class_share", float, 0, 1)
         self._check_number("prior_count", int, 0, optional=True)
+        self._check_number("norm_depth", float, 0, 1, optional=True)
         if self.gate == "inf":
             self.gate = math.inf  # as JSON knows it
         if self.gate != math.inf:

@@ -228,7 +228,8 @@ class TestTimeAdapter:
         """Which images, shape `(B,)` of bool, get an answer of other weights or statistics; `output` tells why."""
         config = self._config_of(scope)
         nobody = torch.zeros_like(usable)
-        if not config.num_steps and config.norm_statistics == "source":
+        changes_nothing = not config.num_steps and config.norm_statistics == "source"
+        if changes_nothing or (scope in self.alone and self.alone[scope].corrects_all):
             return nobody
         seen = self._observation(first)[usable]
         if self.stream is not None:

@@ -79,7 +79,7 @@ class Alignment:
         if (sums := _collector.get()) is not None:
             self._collect(output, sums)
         chosen = mixed_statistics()
-        if chosen is None or not (self.statistics.is_measured and chosen.reach_next_layer()):
+        if chosen is None or not (self.statistics.is_measured and chosen.reach(module)):
             return None
         return self._align(module, output, chosen)
 
@@ -169,6 +169,16 @@ class FeatureStatistics(nn.ModuleDict):
                 values[f"{prefix}std"] = (squares / count - (total / count).square()).clamp_min(0).sqrt()
             else:
                 statistics.store(**values)  # type: ignore[operator]
+
+
+def num_correcting_layers(model: nn.Module) -> int:
+    """How many layers of a model can correct their features at test time: those of BatchNorm, or those whose clean
+    statistics were measured."""
+    kinds = [
+        (isinstance(module, SplitBatchNorm), isinstance(module, LayerStatistics) and module.is_measured)
+        for module in model.modules()
+    ]
+    return sum(map(any, kinds))
 
 
 def _correction(mean: Tensor, variance: Tensor, clean_mean: Tensor, clean_std: Tensor) -> tuple[Tensor, Tensor]:

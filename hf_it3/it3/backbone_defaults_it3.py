@@ -18,6 +18,7 @@ BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "norm_statistics": "shrunk",
         "prior_count": 64,
+        "norm_depth": 1.0,
         "average_answers": "adapted",
     },
     "layer_norm": {
@@ -26,6 +27,7 @@ BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "norm_statistics": "mixed",
         "prior_count": 16,
+        "norm_depth": 1.0,
         "average_answers": "adapted",
     },
     "plain": {
@@ -34,6 +36,7 @@ BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-4,
         "norm_statistics": "mixed",
         "prior_count": 16,
+        "norm_depth": 1.0,
         "average_answers": "never",
     },
 }
@@ -43,6 +46,9 @@ DEFAULTS_ALONE: dict[str, dict[str, Any]] = {
     "layer_norm": {"norm_statistics": "source", "prior_count": 16},
     "plain": {"prior_count": 2},
 }
+# What differs for copies of an image alone that are averaged, with BatchNorm. Few layers tell clean images of any kind
+# well enough from one; small networks for digits would gain from more, deep ones for photos lose.
+DEFAULTS_OF_COPIES: dict[str, Any] = {"norm_statistics": "mixed", "prior_count": 2, "norm_depth": 0.17}
 
 
 def backbone_kind(model: nn.Module) -> str:
@@ -61,6 +67,9 @@ def resolve_defaults(config: AdaptationConfig, model: IdempotentModel) -> Adapta
     # Nothing corrects features before the steps where they are not aligned, so more is left for these to do.
     row = kind if kind == "batch_norm" or task_aligns else "plain"
     defaults = BACKBONE_DEFAULTS[row] | (DEFAULTS_ALONE[row] if config.scope in ("image", "average") else {})
+    only_averages = config.scope == "average" and not config.augmentation_steps and config.augmentations > 1
+    if only_averages and row == "batch_norm" and task.takes_crops and config.norm_statistics == "auto":
+        defaults |= DEFAULTS_OF_COPIES
     resolved = {name: value for name, value in defaults.items() if getattr(config, name) in (None, "auto")}
     if config.average_answers is None and not task.takes_crops:
         resolved["average_answers"] = "never"

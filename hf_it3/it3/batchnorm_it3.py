@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from .injection_it3 import statistics_prefix
+from .injection_it3 import current_pass, statistics_prefix
 from .moments_it3 import mean_and_variance
 
 
@@ -29,19 +29,21 @@ class ChosenStatistics(NamedTuple):
         prior_count (`int`): weight of the latter, in images.
         per_image (`bool`): whether each image is normalised with statistics of its own, rather than of its batch.
         weights (`Tensor` of shape `(B,)`, *optional*): how much each image counts in those of the batch, 1 in all.
-        layers (`Iterator`, *optional*): is asked for an element by each layer in turn, which corrects its features
-            where it gets one; by default all do.
+        num_layers (`int`, *optional*): how many layers correct their features, the first ones of a model's pass; by
+            default all do.
     """
 
     kind: str
     prior_count: int
     per_image: bool
     weights: Tensor | None = None
-    layers: Iterator[int] | None = None
+    num_layers: int | None = None
 
-    def reach_next_layer(self) -> bool:
-        """Whether the layer whose turn it is, and which asks once in a pass, corrects its features."""
-        return self.layers is None or next(self.layers, None) is not None
+    def reach(self, layer: nn.Module) -> bool:
+        """Whether a layer is among those that correct their features."""
+        if self.num_layers is None or (forward_pass := current_pass()) is None:
+            return True
+        return forward_pass.turn_of(layer) < self.num_layers
 
     def mix(self, features: Tensor, mean: Tensor, var: Tensor, channels: int) -> tuple[Tensor, Tensor]:
         """Mean and variance of features, mixed with those of training.
@@ -135,7 +137,7 @@ def norm_statistics(
     prior_count: int = 0,
     per_image: bool = False,
     weights: Tensor | None = None,
-    layers: Iterator[int] | None = None,
+    num_layers: int | None = None,
 ) -> Iterator[None]:
     """Chooses the statistics that [`SplitBatchNorm`] layers in eval mode use inside the block.
 
@@ -147,11 +149,11 @@ def norm_statistics(
         per_image (`bool`): statistics of each image by itself instead of those of the batch.
         weights (`Tensor` of shape `(B,)`, *optional*): how much each image counts in `"mixed"` and `"shrunk"`, 1 in
             all; by default each as much as others.
-        layers (`Iterator`, *optional*): counts layers, in the order in which features pass them; those behind its end
-            use the statistics of training.
+        num_layers (`int`, *optional*): how many layers correct their features, the first ones that these pass; those
+            behind them use the statistics of training. By default all do.
     """
     prior_count = 0 if kind == "batch" else prior_count
-    chosen = None if kind == "source" else ChosenStatistics(kind, prior_count, per_image, weights, layers)
+    chosen = None if kind == "source" else ChosenStatistics(kind, prior_count, per_image, weights, num_layers)
     token = _test_statistics.set(chosen)
     try:
         yield
@@ -227,7 +229,7 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _normalize_with(self, chosen: ChosenStatistics, input: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         has_spread = math.prod(input.shape[dim] for dim in chosen.pooled(input, channels=1)) > 1
-        if not (has_spread and chosen.reach_next_layer()):
+        if not (has_spread and chosen.reach(self)):
             return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
         if chosen.kind == "batch" and not chosen.per_image:
             if _noted.get() is not None:

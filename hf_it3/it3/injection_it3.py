@@ -24,12 +24,19 @@ class ForwardPass:
         image_size (`tuple[int, int]`): height and width of the images.
         is_signal_pass (`bool`): whether the pass uses the signal statistics of BatchNorm layers.
         injected (`bool`): set by the hook once the embedding has been used.
+        order (`dict`, *optional*): set by layers that correct features: when each had its turn.
     """
 
     embedding: Tensor | None = None
     image_size: tuple[int, int] = (1, 1)
     is_signal_pass: bool = False
     injected: bool = False
+    order: dict[nn.Module, int] | None = None
+
+    def turn_of(self, layer: nn.Module) -> int:
+        """How many layers asked for their turn before this one; the same when a pass is computed again."""
+        self.order = {} if self.order is None else self.order
+        return self.order.setdefault(layer, len(self.order))
 
 
 # A context variable, so that threads that share a model do not see each other's signals.

@@ -83,6 +83,8 @@ def _idle(settings: AdaptationConfig, resolved: AdaptationConfig) -> dict[str, s
     if resolved.norm_statistics not in ("mixed", "shrunk"):
         idle["prior_count"] = "with norm_statistics='mixed' or 'shrunk', where clean images were measured"
         idle["class_balance"] = idle["prior_count"]
+    if resolved.norm_statistics == "source":
+        idle["norm_depth"] = "with other norm_statistics than 'source', where clean images were measured"
     if settings.norm_statistics not in ("auto", "source", resolved.norm_statistics):
         idle["norm_statistics"] = "on layers of BatchNorm, which the model does not have"
     return idle

@@ -1,6 +1,7 @@
 """Every image its own adapted weights: many small optimizations at once, with `torch.func`."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -98,12 +99,22 @@ class ImageAdaptation:
         """Whether answers are means over copies."""
         return self.augmentation is not None and self.augmentation.count > 1
 
+    @property
+    def corrects_all(self) -> bool:
+        """Whether copies of all images correct their features, in the first layers alone, whatever the gate says."""
+        return self.config.scope == "average" and self.num_steps == 0 and self.config.norm_depth not in (None, 1)
+
+    def _statistics(self) -> AbstractContextManager:
+        """The chosen statistics of each image by itself."""
+        return chosen_statistics(self.config, per_image=True, num_layers=self.shared.num_layers())
+
     def average(self, images: Tensor, logits: Tensor) -> Tensor:
         """Logits of the unadapted model's mean prediction over copies of each image `(B, C, H, W)`, given those of the
         images themselves; both `(B, num_labels, ...)`."""
         answers = []
         for part in self._parts(images):
-            others = self._run_plain(self._views(images[part])[:, 1:])
+            with self._statistics() if self.corrects_all else nullcontext():
+                others = self._run_plain(self._views(images[part])[:, 1:])
             answers.append(self._answer(torch.cat([logits[part, None], others], 1)))
         return torch.cat(answers)
 
@@ -127,7 +138,7 @@ class ImageAdaptation:
         views = self._views(images)
         known = first if self.augmentation is None and self.shared.sees_as_first else None
         if self.num_steps == 0:
-            with chosen_statistics(self.config, per_image=True):
+            with self._statistics():
                 logits, history = self._run_plain(views), _new_history(0, views)
         elif self.vectorize:
             y1 = known.y1[:, None] if known is not None and self.config.anchor == "frozen" else None
@@ -164,7 +175,7 @@ class ImageAdaptation:
 
     def _forward(self, parameters: dict[str, Tensor], views: Tensor, signal: Tensor | None = None) -> Tensor:
         arguments = {"label_signal": signal, "return_dict": False}
-        with chosen_statistics(self.config, per_image=True):
+        with self._statistics():
             return functional_call(self.shell.module, parameters, (views,), arguments)[0]
 
     def _loss(

@@ -2,16 +2,16 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .adaptation_config_it3 import AdaptationConfig
+from .alignment_it3 import num_correcting_layers
 from .augmentation_it3 import Augmentation
 from .backbone_defaults_it3 import backbone_kind
 from .batchnorm_it3 import norm_statistics
@@ -65,11 +65,11 @@ class Passes:
 
 
 def chosen_statistics(
-    config: AdaptationConfig, per_image: bool, weights: Tensor | None = None, layers: Iterator[int] | None = None
+    config: AdaptationConfig, per_image: bool, weights: Tensor | None = None, num_layers: int | None = None
 ) -> AbstractContextManager:
     """The statistics that the settings ask for: of the batch, weighted or not, or of each image by itself; in all
-    layers, or those that are counted."""
-    return norm_statistics(config.norm_statistics, config.prior_count or 0, per_image, weights, layers)
+    layers, or so many first ones."""
+    return norm_statistics(config.norm_statistics, config.prior_count or 0, per_image, weights, num_layers)
 
 
 class SharedAdaptation:
@@ -186,25 +186,23 @@ class SharedAdaptation:
         with_diversity = False
         # Shifted images are told apart once features are corrected, so these give the first classes to balance.
         weights = self._image_weights(images)
-        num_layers, layers = 0, count()
         if self.config.num_steps == 0:
-            y0 = self.task.predict(self._answer(images, weights, layers))
-            if (logits := self._answer_if_sorted(images, first, y0, weights, next(layers))) is not None:
+            y0 = self.task.predict(self._answer(images, weights))
+            if (logits := self._answer_if_sorted(images, first, y0, weights)) is not None:
                 return logits, _as_losses([], y0)
             weights = weights if self._are_few(y0) else self._image_weights(images, y0)
         for step in range(self.config.num_steps or 0):
             if step == 0 and first is not None and first.has_graph and self.can_start_from_first:
                 y0, distances = first.y0, first.distances
             else:
-                with chosen_statistics(self.config, self.alone, weights, layers):
+                with chosen_statistics(self.config, self.alone, weights, self.num_layers()):
                     y0 = self.task.predict(self.shell(images))
-                    num_layers = next(layers)
                     if frozen_y1 is None and self.config.anchor == "frozen":
                         frozen_y1 = self._frozen_prediction(images, y0)
                     y1 = self._second_prediction(images, y0, frozen_y1)
                 distances = self.objective.distance(y1, y0)
             if step == 0:
-                if (logits := self._answer_if_sorted(images, first, y0.detach(), weights, num_layers)) is not None:
+                if (logits := self._answer_if_sorted(images, first, y0.detach(), weights)) is not None:
                     return logits, _as_losses([], y0)
                 if self._are_few(y0.detach()):
                     break  # nothing keeps the classes apart, and the statistics are corrected already
@@ -261,7 +259,7 @@ class SharedAdaptation:
 
     @torch.no_grad()
     def _answer_if_sorted(
-        self, images: Tensor, first: Passes | None, corrected: Tensor, weights: Tensor | None, num_layers: int
+        self, images: Tensor, first: Passes | None, corrected: Tensor, weights: Tensor | None
     ) -> Tensor | None:
         """Logits for images that seem to be sorted by class; `None` for others, and where that cannot be told.
 
@@ -274,13 +272,13 @@ class SharedAdaptation:
             first ([`Passes`], *optional*): of the unadapted model.
             corrected (`Tensor` of shape `(B, num_labels, ...)`): predictions where all layers are corrected.
             weights (`Tensor` of shape `(B,)`, *optional*): of images in the statistics of these.
-            num_layers (`int`): how many layers that are.
         """
-        if first is None or num_layers < 2 or self._less_sure is None or not self._minds_order:
+        if first is None or self._less_sure is None or not self._minds_order:
             return None
+        num_layers = self.num_layers(0.5)
 
         def answer(images: Tensor) -> Tensor:
-            return self._answer(images, weights, iter(range(num_layers // 2)))
+            return self._answer(images, weights, num_layers)
 
         logits = answer(images)
         early = self.task.predict(logits)
@@ -302,10 +300,19 @@ class SharedAdaptation:
     def _reference(self) -> ShiftReference:
         return self.shell.model.shift_reference  # type: ignore[return-value]
 
+    def num_layers(self, share: float = 1.0) -> int | None:
+        """How many layers correct their features, the first ones, where a share of those that do is to; `None` for
+        all."""
+        depth = share * (1.0 if self.config.norm_depth is None else self.config.norm_depth)
+        if depth in (0, 1):
+            return None if depth else 0
+        return max(1, int(depth * num_correcting_layers(self.shell.model)))
+
     @torch.no_grad()
-    def _answer(self, images: Tensor, weights: Tensor | None, layers: Iterator[int] | None = None) -> Tensor:
-        """Logits with the chosen statistics, in all layers or those that are counted."""
-        with chosen_statistics(self.config, self.alone, weights, layers):
+    def _answer(self, images: Tensor, weights: Tensor | None, num_layers: int | None = None) -> Tensor:
+        """Logits with the chosen statistics, in so many layers or as many as settings say."""
+        num_layers = self.num_layers() if num_layers is None else num_layers
+        with chosen_statistics(self.config, self.alone, weights, num_layers):
             return self.shell(images)
 
     def _second_prediction(self, images: Tensor, y0: Tensor, frozen_y1: Tensor | None) -> Tensor:
