@@ -61,8 +61,8 @@ class AdaptationConfig:
             and `"average"` they are mixed with those of each image by itself, in `"shrunk"` as well.
         norm_depth (`float` or `None`): share of the layers that `norm_statistics` are chosen in, in [0, 1]: the first
             ones; those behind them keep the statistics of training, because the last layers tell classes apart, and
-            few images know their statistics badly. `None` is 1, but for scope `"average"` and BatchNorm, where copies
-            of all images are corrected in the first layers, whatever the gate says.
+            few images know their statistics badly. Below 1, scope `"average"` corrects copies of all images, whatever
+            the gate says. `None` is 1, but 0.17 for scope `"average"` and BatchNorm.
         class_balance (`bool`): scopes `"batch"` and `"stream"`: in `"mixed"` and `"shrunk"` statistics, count images
             of a class that is predicted more often than among clean images less, and of a rarer one more, so that
             statistics follow the shift and not the mix of classes, see [`ShiftReference`].

@@ -174,11 +174,11 @@ class FeatureStatistics(nn.ModuleDict):
 def num_correcting_layers(model: nn.Module) -> int:
     """How many layers of a model can correct their features at test time: those of BatchNorm, or those whose clean
     statistics were measured."""
-    kinds = [
-        (isinstance(module, SplitBatchNorm), isinstance(module, LayerStatistics) and module.is_measured)
-        for module in model.modules()
-    ]
-    return sum(map(any, kinds))
+    return sum(map(_corrects, model.modules()))
+
+
+def _corrects(module: nn.Module) -> bool:
+    return isinstance(module, SplitBatchNorm) or (isinstance(module, LayerStatistics) and module.is_measured)
 
 
 def _correction(mean: Tensor, variance: Tensor, clean_mean: Tensor, clean_std: Tensor) -> tuple[Tensor, Tensor]:
