@@ -537,5 +537,5 @@ def test_sorted_images_keep_what_statistics_of_their_class_would_cost(trained, m
         adapter = TestTimeAdapter(model, gate=None, num_steps=0, average_answers="never", **settings)
         logits = torch.cat([adapter(batch).logits for batch in images.split(50)])
         share_of[name] = (logits.argmax(-1) == labels).double().mean().item()
-    assert share_of["sorted"] > share_of["corrected"] + 0.2
-    assert share_of["sorted"] > share_of["source"] - 0.1
+    assert share_of["sorted"] > share_of["corrected"] + 0.15
+    assert share_of["sorted"] > (share_of["source"] + share_of["corrected"]) / 2
