@@ -259,7 +259,7 @@ class TestSortedBatches:
 
         output = TestTimeAdapter(batch_norm_model, self.SETTINGS, scope=scope, num_steps=num_steps)(images)
         if are_sorted or num_steps == 0:
-            torch.testing.assert_close(output.logits, early if are_sorted else full)
+            torch.testing.assert_close(output.logits, early if are_sorted else full, rtol=1e-4, atol=1e-4)
         assert len(output.loss_history) == (0 if are_sorted else num_steps)
         assert output.adapted.all()
 
@@ -289,7 +289,9 @@ class TestSortedBatches:
             logits = self.under(batch_norm_model, images, kind, 4, False, None, int(share * len(order)))
         assert list(noted) == order[: int(share * len(order))]
         if kind == "batch":
-            torch.testing.assert_close(logits, first_layers_corrected(batch_norm_model, images, share))
+            torch.testing.assert_close(
+                logits, first_layers_corrected(batch_norm_model, images, share), rtol=1e-4, atol=1e-4
+            )
 
     def test_copies_of_sorted_images_are_answered_with_the_same_layers(self, batch_norm_model, images, monkeypatch):
         monkeypatch.setattr("hf_it3.it3.steps_it3.entropy", lambda y: (y**0).sum(1))  # the same for all
@@ -299,7 +301,7 @@ class TestSortedBatches:
         output = adapter(images)
         assert output.averaged.all()
         expected = first_layers_corrected(batch_norm_model, images, 0.5).log_softmax(1)
-        torch.testing.assert_close(output.logits.log_softmax(1), expected)
+        torch.testing.assert_close(output.logits.log_softmax(1), expected, rtol=1e-4, atol=1e-4)
 
     def test_networks_without_normalisation_layers_are_not_asked(self, model, images, monkeypatch):
         monkeypatch.delattr("hf_it3.it3.steps_it3.entropy")
