@@ -27,7 +27,6 @@ import pytest
 from hub_server import BAD_TOKEN, OTHER_TOKEN, USER_TOKEN
 
 
-END = "-----END CERTIFICATE-----\n"
 # How often the client sends a request before it gives up: create and commit once, the other stages of an upload
 # CLIENT_TRIES times, the HEAD of a file that is not in its cache HEAD_TRIES times. A download of bytes ends at a 5xx
 # status, and goes on when the connection breaks.
@@ -50,7 +49,8 @@ class HubServer:
         self.process = self.endpoint = None
         # One instead of a hundred, which every client would read for 80 ms: the Hub here has none to check.
         self.certificate = Path(self.folder.name) / "certificate.pem"
-        self.certificate.write_text(Path(certifi.where()).read_text().partition(END)[0] + END)
+        first, end, _ = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----\n")
+        self.certificate.write_text(first + end)
 
     def start(self):
         script = Path(__file__).with_name("hub_server.py")

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from clean_statistics import with_clean_statistics
+from first_layers import layers_in_order
 from safetensors.torch import save_file
 from transformers import ConvNextConfig, ResNetConfig, ViTConfig
 
@@ -103,13 +104,10 @@ def test_the_first_layer_is_aligned_by_the_formula(prior_count, clean):
 @pytest.mark.parametrize("kind", ["mixed", "shrunk"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_only_the_layers_that_are_counted_are_aligned(name, kind, clean):
-    model, shifted, order, hooks = measured(name, clean), 2 * clean + 0.5, [], []
-    for layer, module in aligned_layers(model.backbone):
-        if model.feature_statistics[layer.replace(".", "/")].is_measured:
-            hooks.append(module.register_forward_hook(lambda module, inputs, output: order.append(module)))
-    plain = model(shifted).logits
-    for hook in hooks:
-        hook.remove()
+    model, shifted = measured(name, clean), 2 * clean + 0.5
+    statistics = model.feature_statistics
+    layers = [layer for key, layer in aligned_layers(model.backbone) if statistics[key.replace(".", "/")].is_measured]
+    order, plain = layers_in_order(model, shifted, layers), model(shifted).logits
     assert len(order) > 1
     for count in range(len(order) + 1):
         with noted_statistics() as noted, norm_statistics(kind, 4, num_layers=count):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from batch_norm_layers import first_layers_corrected, layers_in_order
+from first_layers import first_layers_corrected, layers_in_order
 from naive_adaptation import NaiveAdaptation, mean_over_copies
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 

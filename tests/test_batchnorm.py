@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from batch_norm_layers import first_layers_corrected, layers_in_order
+from first_layers import first_layers_corrected, layers_in_order
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, set_seed
 

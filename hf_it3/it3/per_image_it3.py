@@ -55,8 +55,8 @@ class ImageAdaptation:
         augmentation = None
         if config.scope == "average":
             config = config.replace(num_steps=config.augmentation_steps)
-        if config.scope == "average" and config.augmentations > 1:
-            augmentation = objective.task.make_augmentation(config.augmentations, config.augmentation_kinds)
+            if config.augmentations > 1:
+                augmentation = objective.task.make_augmentation(config.augmentations, config.augmentation_kinds)
         return cls(SharedAdaptation(shell, shell, config, objective, alone=True), augmentation)
 
     def _choose_vectorize(self) -> bool:
@@ -102,7 +102,7 @@ class ImageAdaptation:
     @property
     def corrects_all(self) -> bool:
         """Whether copies of all images correct their features, in the first layers alone, whatever the gate says."""
-        return self.config.scope == "average" and self.num_steps == 0 and self.config.norm_depth not in (None, 1)
+        return self.config.scope == "average" and self.num_steps == 0 and self.config.norm_depth != 1
 
     def _statistics(self) -> AbstractContextManager:
         """The chosen statistics of each image by itself."""

@@ -303,10 +303,10 @@ class SharedAdaptation:
     def num_layers(self, share: float = 1.0) -> int | None:
         """How many layers correct their features, the first ones, where a share of those that do is to; `None` for
         all."""
-        depth = share * (1.0 if self.config.norm_depth is None else self.config.norm_depth)
-        if depth in (0, 1):
-            return None if depth else 0
-        return max(1, int(depth * num_correcting_layers(self.shell.model)))
+        depth = share * (self.config.norm_depth or 0.0)
+        if depth == 1:
+            return None
+        return max(1, int(depth * num_correcting_layers(self.shell.model))) if depth else 0
 
     @torch.no_grad()
     def _answer(self, images: Tensor, weights: Tensor | None, num_layers: int | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""References for BatchNorm layers that are corrected in the first part of a network."""
+"""References for layers that correct their features in the first part of a network."""
 
 import copy
 
@@ -8,9 +8,11 @@ from torch import nn
 from hf_it3.it3.batchnorm_it3 import SplitBatchNorm
 
 
-def layers_in_order(model, images) -> list[nn.Module]:
-    """The BatchNorm layers of a model, in the order in which features pass them."""
-    order, layers = [], [module for module in model.modules() if isinstance(module, SplitBatchNorm)]
+def layers_in_order(model, images, layers=None) -> list[nn.Module]:
+    """Layers of a model, those of BatchNorm unless others are given, in the order in which features pass them."""
+    order = []
+    if layers is None:
+        layers = [module for module in model.modules() if isinstance(module, SplitBatchNorm)]
     hooks = [layer.register_forward_pre_hook(lambda layer, inputs: order.append(layer)) for layer in layers]
     with torch.no_grad():
         model(images)
