@@ -14,11 +14,12 @@ import hf_it3.evaluation.calibration.search as search_module
 from hf_it3 import AdaptationConfig, IT3ForImageClassification, IT3Trainer, IT3TrainingArguments, TestTimeAdapter, cli
 from hf_it3.calibration import calibrate
 from hf_it3.evaluation import evaluate_robustness
-from hf_it3.evaluation.calibration.grid import Stage, do_nothing, make_stages
+from hf_it3.evaluation.calibration.grid import Stage, do_nothing, leave_open, make_stages, resolve_for_search
 from hf_it3.evaluation.calibration.images import ImagePart
 from hf_it3.evaluation.calibration.report import Comparison, Trial
 from hf_it3.evaluation.calibration.search import Search
 from hf_it3.evaluation.conditions import Condition
+from hf_it3.it3.backbone_defaults_it3 import resolve_defaults
 from hf_it3.it3.shift_test_it3 import idempotence_distances
 
 
@@ -97,7 +98,7 @@ def test_the_chosen_settings_are_the_best_admissible_ones_on_all_images(calibrat
     assert {trial.num_images for trial in finals} == {96}
     assert result.comparison.chosen.num_images == 32
     assert result.comparison.is_better
-    assert model.config.adaptation == result.chosen.settings
+    assert resolve_defaults(model.config.adaptation, model) == result.chosen.settings
     assert model.config.calibration_corruptions == ["digits-shift/brightness"]
 
 
@@ -370,6 +371,30 @@ def test_scope_and_batch_size_that_were_asked_for_are_written(model, processor, 
     assert (model.config.adaptation.scope, model.config.adaptation.batch_size) == ("stream", 16)
 
 
+@pytest.mark.usefixtures("accepted")
+def test_single_images_keep_their_defaults_where_batches_were_calibrated(
+    batch_norm_model, processor, digits, monkeypatch
+):
+    def find_the_defaults_best(self):
+        return (self._measure("final", self.own, self.images.num_batches),) * 2
+
+    monkeypatch.setattr(Search, "run", find_the_defaults_best)
+    before = TestTimeAdapter(batch_norm_model, scope="average", batch_size=32).config
+    calibrate(batch_norm_model, processor, digits["test"], **OPTIONS)
+    assert batch_norm_model.config.adaptation == AdaptationConfig(batch_size=32)
+    assert TestTimeAdapter(batch_norm_model, scope="average").config == before
+
+
+def test_what_differs_from_the_defaults_is_written(batch_norm_model):
+    asked = AdaptationConfig(num_steps=1, gate=1.0)
+    chosen = resolve_defaults(asked, batch_norm_model).replace(norm_statistics="mixed", learning_rate=3e-4)
+    expected = AdaptationConfig(num_steps=1, gate=1.0, norm_statistics="mixed", learning_rate=3e-4)
+    assert leave_open(chosen, asked, batch_norm_model) == expected
+    # 64 images are what the statistics of training weigh by default, but their caller has named them.
+    named = asked.replace(prior_count=64)
+    assert leave_open(chosen, named, batch_norm_model) == expected.replace(prior_count=64)
+
+
 @pytest.mark.usefixtures("all_choose")
 def test_a_streamed_data_set_is_calibrated_on(model, processor, digits, only):
     only(AdaptationConfig(batch_size=32))
@@ -415,6 +440,22 @@ def test_images_on_their_own_try_augmentations_and_no_diversity(model, changes):
     assert "augmentations" in names_of(stages)
     assert "diversity" not in names_of(stages)
     assert {settings.diversity_weight for stage in stages for settings in stage.candidates(own)} == {1.0}
+
+
+@pytest.mark.parametrize("changes", [{"scope": "image"}, {"scope": "average"}, {"scope": "batch", "batch_size": 1}])
+def test_images_on_their_own_stay_so_and_their_copies_are_corrected_by_default(batch_norm_model, changes):
+    own = AdaptationConfig(**changes)
+    asked, copies = resolve_for_search(own, batch_norm_model), TestTimeAdapter(batch_norm_model, scope="average").config
+    stages = make_stages(batch_norm_model, own)
+    tried = [settings for stage in stages for settings in stage.candidates(asked)]
+    assert {settings.scope_of(settings.batch_size) for settings in tried} == {"image", "average"}
+    names = ("norm_statistics", "prior_count", "norm_depth")
+    for stage in stages:
+        if stage.name != "augmentations":
+            continue
+        for settings in stage.candidates(asked):
+            resolved = TestTimeAdapter(batch_norm_model, settings).config
+            assert [getattr(resolved, name) for name in names] == [getattr(copies, name) for name in names]
 
 
 def test_batches_of_one_are_gated_unless_they_are_averaged_over_augmentations_alone(model):

@@ -8,7 +8,6 @@ from torch import nn
 
 from ...it3.adaptation_config_it3 import SCOPES, AdaptationConfig
 from ...it3.alignment_it3 import Sums
-from ...it3.backbone_defaults_it3 import resolve_defaults
 from ...it3.interface_it3 import IdempotentModel
 from ...it3.objective_it3 import IdempotenceDistance
 from ...it3.shell_it3 import frozen_modes
@@ -18,7 +17,7 @@ from ...it3.task_it3 import Task
 from ..images import ImageSource
 from ..inputs import load_model
 from ..pixels import Normalization
-from .grid import do_nothing
+from .grid import do_nothing, leave_open, resolve_for_search
 from .images import HeldOutImages, calibration_conditions, split
 from .report import CalibrationResult, Comparison
 from .search import Search, measure
@@ -110,7 +109,8 @@ def calibrate(
     loaded = load_model(model, image_processor)
     inner = loaded.model
     conditions = calibration_conditions(inner, corruptions, severity)
-    own = resolve_defaults(_own_settings(inner.config.adaptation, scope, batch_size), inner)
+    asked = _own_settings(inner.config.adaptation, scope, batch_size)
+    own = resolve_for_search(asked, inner)
     _check_numbers(num_samples, max_clean_loss)
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
     source = ImageSource(dataset, loaded.image_processor, inner.config, **columns, num_samples=num_samples)
@@ -132,6 +132,7 @@ def calibrate(
             new_reference = _measure_reference(inner, own, reference)
             search = Search(inner, own, choosing, max_clean_loss, show_progress)
             baseline, chosen = search.run()
+            settings = leave_open(chosen.settings, asked, inner)
             everything = comparing.num_batches
             without = measure(inner, comparing, "comparison", do_nothing(own), everything)
             ours = measure(inner, comparing, "comparison", chosen.settings, everything)
@@ -144,6 +145,7 @@ def calibrate(
         previous=inner.config.adaptation.replace(),
         baseline=baseline,
         chosen=chosen,
+        chosen_settings=settings,
         trials=search.trials,
         corruptions=[condition.corruption for condition in conditions if condition.corruption is not None],
         severity=severity,

@@ -24,7 +24,8 @@ FEW_PARAMETERS_RATE = 3.0
 
 _START = "start"
 # What the grid chooses. Everything else stays as the model's own settings have it.
-_CHOSEN_FIELDS = ("num_steps", "learning_rate", "parameters", "norm_statistics", "gate")
+_STATISTICS = ("norm_statistics", "prior_count", "norm_depth")
+_CHOSEN_FIELDS = ("num_steps", "learning_rate", "parameters", "gate", *_STATISTICS)
 _CHOSEN_FOR_IMAGES = ("scope", "augmentations", "augmentation_kinds", "augmentation_steps")
 _CHOSEN_FOR_GROUPS = ("diversity_weight", "average_answers", "augmentation_kinds")
 
@@ -50,6 +51,26 @@ def adapts_image_by_image(settings: AdaptationConfig) -> bool:
     return settings.scope_of(settings.batch_size) in ("image", "average")
 
 
+def resolve_for_search(settings: AdaptationConfig, model: IdempotentModel) -> AdaptationConfig:
+    """The settings with nothing left open for a model but the statistics of images that adapt one by one: what these
+    are by default differs between the scopes that are tried."""
+    resolved = resolve_defaults(settings, model)
+    if not adapts_image_by_image(settings):
+        return resolved
+    return resolved.replace(**{name: getattr(settings, name) for name in _STATISTICS})
+
+
+def leave_open(settings: AdaptationConfig, previous: AdaptationConfig, model: IdempotentModel) -> AdaptationConfig:
+    """The settings, where they are what a model's defaults give left open as in the previous ones: other defaults hold
+    where a batch has one image, and later for a better table of them."""
+    resolved = resolve_defaults(settings, model)
+    given = {name: getattr(previous, name) for name in vars(settings) if getattr(previous, name) in (None, "auto")}
+    defaults = resolve_defaults(settings.replace(**given), model)
+    given = {name: value for name, value in given.items() if getattr(defaults, name) == getattr(resolved, name)}
+    reopened = settings.replace(**given)
+    return reopened if resolve_defaults(reopened, model) == resolved else settings
+
+
 def make_stages(model: IdempotentModel, own: AdaptationConfig) -> list[Stage]:
     """The stages of the search for a model, in order, without those that cannot change it.
 
@@ -63,7 +84,7 @@ def make_stages(model: IdempotentModel, own: AdaptationConfig) -> list[Stage]:
         model: the model.
         own: the model's own settings, where the search starts.
     """
-    own = resolve_defaults(own, model)
+    own = resolve_for_search(own, model)
     has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     statistics = [Stage("statistics", _statistics)] if has_batch_norm else []
     parameters = [Stage("parameters", lambda best: list(_parameters(model, best))), Stage("gate", _gates)]
@@ -76,8 +97,11 @@ def make_stages(model: IdempotentModel, own: AdaptationConfig) -> list[Stage]:
 
 
 def _with_defaults(own: AdaptationConfig, model: IdempotentModel) -> AdaptationConfig:
-    defaults = resolve_defaults(AdaptationConfig(), model)
-    fields = _CHOSEN_FIELDS + (_CHOSEN_FOR_IMAGES if adapts_image_by_image(own) else _CHOSEN_FOR_GROUPS)
+    """The model's own settings with the defaults of everything that the grid chooses."""
+    one_by_one = adapts_image_by_image(own)
+    scope = AdaptationConfig().scope_of(1 if one_by_one else 2)
+    defaults = resolve_for_search(AdaptationConfig(scope=scope), model)
+    fields = _CHOSEN_FIELDS + (_CHOSEN_FOR_IMAGES if one_by_one else _CHOSEN_FOR_GROUPS)
     return own.replace(**{name: getattr(defaults, name) for name in fields})
 
 

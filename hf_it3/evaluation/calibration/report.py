@@ -128,6 +128,7 @@ class CalibrationResult:
         previous ([`AdaptationConfig`]): the settings that the model had.
         baseline ([`Trial`]): the model without adaptation, on all images that choose.
         chosen ([`Trial`]): the best settings on these; the baseline if none is better.
+        chosen_settings ([`AdaptationConfig`]): its settings, what is as the model's defaults have it left open.
         trials (`list[Trial]`): everything that was tried, in order, on the screening images and on all that choose.
         corruptions (`list[str]`): qualified names of the corruptions.
         severity (`int`): of those that have severities.
@@ -141,6 +142,7 @@ class CalibrationResult:
     previous: AdaptationConfig
     baseline: Trial
     chosen: Trial
+    chosen_settings: AdaptationConfig
     trials: list[Trial]
     corruptions: list[str]
     severity: int
@@ -152,7 +154,7 @@ class CalibrationResult:
     @property
     def settings(self) -> AdaptationConfig:
         """The settings that the model goes on with: the chosen ones where they are better, else its own."""
-        return self.chosen.settings if self.comparison.is_better else self.previous
+        return self.chosen_settings if self.comparison.is_better else self.previous
 
     @property
     def improves(self) -> bool:
