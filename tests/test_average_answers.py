@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from first_layers import first_layers_corrected, layers_in_order
+from first_layers import first_layers_corrected, one_image_corrected
 from naive_adaptation import NaiveAdaptation, mean_over_copies
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -55,43 +55,50 @@ def test_copies_have_the_statistics_of_their_own_batch(batch_norm_model, images)
     torch.testing.assert_close(log_probabilities(output), expected, rtol=1e-4, atol=1e-5)
 
 
-def corrected_in_the_first(model, image, num_layers, prior_count):
-    """Logits for one image, whose own statistics weigh as much as one image beside `prior_count` clean ones."""
-    model = copy.deepcopy(model)
-    layers = layers_in_order(model, image[None])[:num_layers]
-    for layer in layers:
-        seen = []
-        hook = layer.register_forward_pre_hook(lambda layer, inputs, seen=seen: seen.append(inputs[0]))
-        with torch.no_grad():
-            model(image[None])
-        hook.remove()
-        for name, own in (
-            ("running_mean", seen[0].mean((0, 2, 3))),
-            ("running_var", seen[0].var((0, 2, 3), correction=0)),
-        ):
-            clean = getattr(layer, name)
-            clean.copy_((own + prior_count * clean) / (1 + prior_count))
-    with torch.no_grad():
-        return model(image[None]).logits[0]
+DEEP = {"mean": 0.0, "std": 1.0, "corrected": {"cropped": 0.8, "quarter": 0.95, "half": 0.9, "all": 0.89}}
+DIGITS = {"mean": 0.0, "std": 1.0, "corrected": {"cropped": 0.96, "quarter": 0.98, "half": 0.97, "all": 0.96}}
 
 
-@pytest.mark.parametrize("gate", [{}, {"gate": None}])
-@pytest.mark.parametrize(("settings", "num_layers", "prior_count"), [({}, 1, 2), ({"norm_depth": 0.5}, 2, 2)])
-def test_copies_of_an_image_alone_are_corrected_in_the_first_layers(
-    batch_norm_model, images, gate, settings, num_layers, prior_count
-):
-    model, images = batch_norm_model.double(), 2 * images[:3].double() + 0.5
-    output = TestTimeAdapter(model, scope="average", augmentations=4, **gate, **settings)(images)
+def means_over_corrected_copies(model, images, num_layers, prior_count=2):
+    """Log of the mean prediction for each image and three copies of it, which are corrected in the first layers."""
     expected = []
     for image in images:
         copies = Augmentation(4).apply(image[None])[0, 1:]
-        answers = [corrected_in_the_first(model, one, num_layers, prior_count) for one in copies]
+        answers = [one_image_corrected(model, one, num_layers, prior_count) for one in copies]
         expected.append(torch.stack([model(image[None]).logits[0], *answers]).softmax(1).mean(0).log())
-    torch.testing.assert_close(log_probabilities(output), torch.stack(expected), rtol=0, atol=1e-6)
+    return torch.stack(expected)
+
+
+@pytest.mark.parametrize("gate", [{}, {"gate": None}])
+@pytest.mark.parametrize(
+    ("settings", "reference", "num_layers"),
+    [({}, None, 1), ({"norm_depth": 0.5}, None, 2), ({}, DEEP, 2), ({}, DIGITS, 4), ({"norm_depth": 0.5}, DIGITS, 2)],
+    ids=["not measured", "named", "half", "all", "named and measured"],
+)
+def test_copies_of_an_image_alone_are_corrected_in_the_first_layers(
+    batch_norm_model, images, gate, settings, reference, num_layers
+):
+    model, images = batch_norm_model.double(), 2 * images[:3].double() + 0.5
+    model.config.reference_distance = reference
+    output = TestTimeAdapter(model, scope="average", augmentations=4, **gate, **settings)(images)
+    expected = means_over_corrected_copies(model, images, num_layers)
+    torch.testing.assert_close(log_probabilities(output), expected, rtol=0, atol=1e-6)
     assert output.averaged.all()
     assert not output.adapted.any()
     plain = TestTimeAdapter(model, scope="average", augmentations=4, norm_statistics="source")(images)
     assert not torch.allclose(plain.logits.softmax(1), output.logits.softmax(1), atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"scope": "stream", "norm_depth": 0.5}], ids=str)
+def test_so_are_copies_of_images_that_the_gate_leaves_alone_where_all_are_averaged(batch_norm_model, images, settings):
+    model, images = batch_norm_model.double(), 2 * images[:6].double() + 0.5
+    adapter = TestTimeAdapter(model, gate=float("inf"), average_answers="always", augmentations=4, **settings)
+    expected = means_over_corrected_copies(model, images, num_layers=1 if "scope" not in settings else 2)
+    torch.testing.assert_close(log_probabilities(adapter(images)), expected, rtol=0, atol=1e-6)
+    named = TestTimeAdapter(
+        model, gate=float("inf"), average_answers="always", augmentations=4, norm_statistics="shrunk", **settings
+    )
+    torch.testing.assert_close(log_probabilities(named(images)), mean_over_copies(model, images, 4), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("depth", [0.0, 0.25, 0.5, 1.0])

@@ -445,7 +445,10 @@ def test_images_on_their_own_try_augmentations_and_no_diversity(model, changes):
 @pytest.mark.parametrize("changes", [{"scope": "image"}, {"scope": "average"}, {"scope": "batch", "batch_size": 1}])
 def test_images_on_their_own_stay_so_and_their_copies_are_corrected_by_default(batch_norm_model, changes):
     own = AdaptationConfig(**changes)
-    asked, copies = resolve_for_search(own, batch_norm_model), TestTimeAdapter(batch_norm_model, scope="average").config
+    asked, copies = (
+        resolve_for_search(own, batch_norm_model),
+        TestTimeAdapter(batch_norm_model, scope="average").config,
+    )
     stages = make_stages(batch_norm_model, own)
     tried = [settings for stage in stages for settings in stage.candidates(asked)]
     assert {settings.scope_of(settings.batch_size) for settings in tried} == {"image", "average"}

@@ -96,6 +96,7 @@ def test_numbers_of_numpy_are_numbers():
         ("reference_distance", {"mean": 0.0, "std": 0.1, "mirrored": 0.9}),
         ("reference_distance", {"mean": 0.0, "std": 0.1, "mirrored": {"all": 0.9}}),
         ("reference_distance", {"mean": 0.0, "std": 0.1, "mirrored": {"all": 0.9, "least": float("nan")}}),
+        ("reference_distance", {"mean": 0.0, "std": 0.1, "corrected": {"cropped": 0.9, "half": 0.9, "all": 0.9}}),
         ("num_labels", 0),
         ("adaptation", 5),
         ("backbone_config", "resnet"),

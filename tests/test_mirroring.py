@@ -17,8 +17,8 @@ from hf_it3 import (
     TestTimeAdapter,
 )
 from hf_it3.calibration import calibrate
+from hf_it3.it3.agreement_it3 import may_mirror, mirrored_agreement
 from hf_it3.it3.alignment_it3 import collected_statistics
-from hf_it3.it3.mirroring_it3 import may_mirror, mirrored_agreement
 from hf_it3.it3.shift_test_it3 import observe
 from hf_it3.it3.task_it3 import resize
 
@@ -143,7 +143,7 @@ def test_chance_in_a_class_of_few_images_does_not_decide():
     classes = torch.tensor([0] * 90 + [1] * 10)
     cropped = torch.cat([classes[:99], torch.zeros(1, dtype=torch.long)])
     mirrored = torch.cat([classes[:96], torch.zeros(4, dtype=torch.long)])
-    agreement = mirrored_agreement(classes, torch.stack([cropped, mirrored], 1))
+    agreement = mirrored_agreement({"plain": classes, "cropped": cropped, "mirrored": mirrored})
     assert agreement == pytest.approx({"all": 106 / 109, "least": 16 / 19})
     assert may_mirror({"mirrored": agreement})
 

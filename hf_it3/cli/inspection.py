@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from ..it3.adaptation_config_it3 import AdaptationConfig
+from ..it3.agreement_it3 import depth_of_copies
 from ..it3.augmentation_it3 import AUGMENTATIONS
-from ..it3.backbone_defaults_it3 import BACKBONE_DEFAULTS, backbone_kind, resolve_defaults
+from ..it3.backbone_defaults_it3 import BACKBONE_DEFAULTS, backbone_kind, resolve_defaults, settings_of_copies
 from ..it3.batchnorm_it3 import SplitBatchNorm
 from ..it3.configuration_it3 import SEGMENTATION, IT3Config
 from ..it3.injection_it3 import batch_norm_behind, feature_layout, last_channels, puts_channels_last
@@ -19,6 +20,9 @@ from ..it3.plain_module_it3 import ModuleConfig, build_module
 from ..it3.registration import MODELS, saved_configuration
 from ..it3.shell_it3 import select_parameters
 from ..it3.task_it3 import Task
+
+
+_DEPTHS = {"quarter": "in a quarter of the layers", "half": "in half", "all": "in all"}
 
 
 @dataclass
@@ -135,7 +139,7 @@ def _settings(model: IT3PreTrainedModel) -> dict[str, str]:
     if own.norm_statistics == "auto" and resolved.norm_statistics == "source" and may_align:
         # The weights, which would tell, are not loaded.
         settings["norm_statistics"] = f"{defaults['norm_statistics']} where clean images were measured, else source"
-    return {**settings, "augmentation_kinds": _copies(model, resolved)}
+    return {**settings, "augmentation_kinds": _copies(model, resolved), **_depth_of_copies(model, own)}
 
 
 def _copies(model: IT3PreTrainedModel, settings: AdaptationConfig) -> str:
@@ -151,6 +155,21 @@ def _copies(model: IT3PreTrainedModel, settings: AdaptationConfig) -> str:
         shares = f"{measured['all']:.2f} times as often as cropped ones, {measured['least']:.2f} times in one class"
         why = f" (mirrored clean images keep their class {shares})"
     return ", ".join(kinds) + why
+
+
+def _depth_of_copies(model: IT3PreTrainedModel, own: AdaptationConfig) -> dict[str, str]:
+    """In what share of the layers copies of images alone are corrected, where they are, and why."""
+    reference = model.config.reference_distance or {}
+    kept = reference.get("corrected")
+    if settings_of_copies(own, model) is None and kept is None:
+        return {}
+    if own.norm_depth is not None:
+        return {"norm_depth of copies": str(own.norm_depth)}
+    why = "how many clean images keep their class then was not measured"
+    if kept is not None:
+        shares = ", ".join(f"{kept[name]:.2f} {where}" for name, where in _DEPTHS.items())
+        why = f"clean images that keep their class: {kept['cropped']:.2f} when cropped; corrected, {shares}"
+    return {"norm_depth of copies": f"{depth_of_copies(reference)} ({why})"}
 
 
 def _layer_outputs(model: IT3PreTrainedModel, image_size: int | None) -> dict[str, Any]:

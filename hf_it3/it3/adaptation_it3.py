@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .adaptation_config_it3 import AdaptationConfig, resolve_adaptation
 from .adaptation_output_it3 import AdaptationOutput
-from .backbone_defaults_it3 import resolve_defaults
+from .backbone_defaults_it3 import resolve_defaults, settings_of_copies
 from .interface_it3 import IdempotentModel, idempotent_model
 from .named_settings_it3 import check_named
 from .objective_it3 import IdempotenceDistance, Objective
@@ -81,7 +81,8 @@ class TestTimeAdapter:
         objective = Objective(self.task, self.distance, config.diversity_weight)
         self.shell = ModelShell(self.model, config.parameters)
         self.source_shell = ModelShell(self.model, None) if config.scope == "stream" else self.shell
-        self.shared = SharedAdaptation(self.shell, self.source_shell, config, objective)
+        of_copies = settings_of_copies(self._settings, self.model) if config.average_answers == "always" else None
+        self.shared = SharedAdaptation(self.shell, self.source_shell, config, objective, of_copies=of_copies)
         self.alone = {
             scope: ImageAdaptation.with_settings(self._settings.replace(scope=scope), self.shell, objective)
             for scope in {config.scope_of(1), config.scope_of(2)} & {"image", "average"}

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from .adaptation_config_it3 import AdaptationConfig
+from .agreement_it3 import depth_of_copies
 from .batchnorm_it3 import SplitBatchNorm
 from .interface_it3 import IdempotentModel
 from .task_it3 import Task
@@ -46,9 +47,9 @@ DEFAULTS_ALONE: dict[str, dict[str, Any]] = {
     "layer_norm": {"norm_statistics": "source", "prior_count": 16},
     "plain": {"prior_count": 2},
 }
-# What differs for copies of an image alone that are averaged, with BatchNorm. Correcting the first sixth of the layers
-# harms clean images of no kind; small networks for digits would gain from more, deep ones for photos lose.
-DEFAULTS_OF_COPIES: dict[str, Any] = {"norm_statistics": "mixed", "prior_count": 2, "norm_depth": 0.17}
+# What differs for copies of an image alone that are averaged, where there is something to correct features with. How
+# deep they are depends on the model, see `depth_of_copies`.
+DEFAULTS_OF_COPIES: dict[str, Any] = {"norm_statistics": "mixed", "prior_count": 2}
 
 
 def backbone_kind(model: nn.Module) -> str:
@@ -60,6 +61,19 @@ def backbone_kind(model: nn.Module) -> str:
     return "layer_norm" if has_norm else "plain"
 
 
+def corrects_copies(model: IdempotentModel) -> bool:
+    """Whether features of copies of images that nothing adapts to can be corrected: networks with normalisation layers
+    can, where there are statistics of clean images."""
+    kind = backbone_kind(model)
+    has_statistics = kind == "batch_norm" or (kind == "layer_norm" and model.feature_statistics.is_measured)
+    return has_statistics and Task.of(model.config).takes_crops
+
+
+def has_corrected_copies(config: AdaptationConfig, model: IdempotentModel) -> bool:
+    """Whether settings leave it to the model to do so."""
+    return config.augmentations > 1 and config.norm_statistics == "auto" and corrects_copies(model)
+
+
 def resolve_defaults(config: AdaptationConfig, model: IdempotentModel) -> AdaptationConfig:
     """A copy of the settings in which nothing is left open for this model: neither `None` nor `"auto"`."""
     kind, task = backbone_kind(model), Task.of(model.config)
@@ -67,9 +81,8 @@ def resolve_defaults(config: AdaptationConfig, model: IdempotentModel) -> Adapta
     # Nothing corrects features before the steps where they are not aligned, so more is left for these to do.
     row = kind if kind == "batch_norm" or task_aligns else "plain"
     defaults = BACKBONE_DEFAULTS[row] | (DEFAULTS_ALONE[row] if config.scope in ("image", "average") else {})
-    only_averages = config.scope == "average" and not config.augmentation_steps and config.augmentations > 1
-    if only_averages and row == "batch_norm" and task.takes_crops and config.norm_statistics == "auto":
-        defaults |= DEFAULTS_OF_COPIES
+    if config.scope == "average" and not config.augmentation_steps and has_corrected_copies(config, model):
+        defaults |= DEFAULTS_OF_COPIES | {"norm_depth": depth_of_copies(model.config.reference_distance)}
     resolved = {name: value for name, value in defaults.items() if getattr(config, name) in (None, "auto")}
     if config.average_answers is None and not task.takes_crops:
         resolved["average_answers"] = "never"
@@ -81,3 +94,11 @@ def resolve_defaults(config: AdaptationConfig, model: IdempotentModel) -> Adapta
     if config.anchor is None:
         resolved["anchor"] = config.effective_anchor
     return config.replace(**resolved)
+
+
+def settings_of_copies(config: AdaptationConfig, model: IdempotentModel) -> AdaptationConfig | None:
+    """The settings by which features of copies are corrected, of images that nothing adapts to; `None` if they are
+    not."""
+    if not has_corrected_copies(config, model):
+        return None
+    return resolve_defaults(config.replace(scope="average", augmentation_steps=0), model)

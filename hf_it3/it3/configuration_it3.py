@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .adaptation_config_it3 import AdaptationConfig, check_known_fields, describe_callable, resolve_adaptation
+from .agreement_it3 import AGREEMENTS
 from .config_checks_it3 import check_values
 from .configuration_cnn_it3 import IT3CNNConfig
 from .distances_it3 import DISTANCES, distances_for
@@ -82,8 +83,10 @@ class IT3Config(PreTrainedConfig):
         reference_distance (`dict`, *optional*): mean and standard deviation of the idempotence distance of clean
             images, with the number of images and the distance's name; measured by the trainer, used by the gate.
             `"mirrored"` tells how many images of three channels keep their class when mirrored, relative to those that
-            do when cropped: of `"all"`, and of the class of which it is `"least"`. What else the model knows of clean
-            images is saved with its weights.
+            do when cropped: of `"all"`, and of the class of which it is `"least"`. `"corrected"` tells which share of
+            the images keep their class when cropped, and when their features are corrected by statistics of each image
+            in a quarter, in half and in all of the layers. What else the model knows of clean images is saved with its
+            weights.
         task (`"image-classification"` or `"semantic-segmentation"`): what the model answers; set by its class.
         semantic_loss_ignore_index (`int`): label of pixels that do not count, in segmentation.
         target_mean, target_std (`list[float]`, *optional*): of the training targets, per output, in regression;
@@ -215,8 +218,10 @@ class IT3Config(PreTrainedConfig):
             raise self._error("reference_distance", "must have the keys 'mean' and 'std'")
         if reference is not None and not (_is_finite(reference["mean"]) and _is_finite(reference["std"], low=0)):
             raise self._error("reference_distance", "must be None or have a finite 'mean' and a finite 'std' >= 0")
-        if reference is not None and not _is_agreement(reference.get("mirrored")):
-            raise self._error("reference_distance", "must have no 'mirrored', or numbers 'all' and 'least' in it")
+        for key, shares in AGREEMENTS.items():
+            if reference is not None and not _is_agreement(reference.get(key), shares):
+                listed = f"{', '.join(map(repr, shares[:-1]))} and {shares[-1]!r}"
+                raise self._error("reference_distance", f"must have no {key!r}, or numbers {listed} in it")
         if self.num_labels < 1:
             raise self._error("num_labels", "must be at least 1")
 
@@ -296,9 +301,8 @@ def _is_finite(value: Any, low: float = -math.inf) -> bool:
     return is_number and math.isfinite(value) and value >= low
 
 
-def _is_agreement(value: Any) -> bool:
-    """Whether that can be what was measured of mirrored images, or nothing was."""
-    names = ("all", "least")
+def _is_agreement(value: Any, names: tuple[str, ...]) -> bool:
+    """Whether that can be what was measured of changed images, or nothing was."""
     return value is None or (isinstance(value, Mapping) and all(_is_finite(value.get(name), low=0) for name in names))
 
 

@@ -1,7 +1,7 @@
 """Every image its own adapted weights: many small optimizations at once, with `torch.func`."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from .adaptation_config_it3 import AdaptationConfig
 from .augmentation_it3 import Augmentation
-from .backbone_defaults_it3 import resolve_defaults
+from .backbone_defaults_it3 import resolve_defaults, settings_of_copies
 from .interface_it3 import idempotent_model
 from .objective_it3 import Objective, move_average
 from .optimizers_it3 import forget_history, make_optimizer, take_step
@@ -51,13 +51,16 @@ class ImageAdaptation:
         Raises:
             ValueError: for crops in a task that needs the whole image.
         """
-        config = resolve_defaults(settings, idempotent_model(shell.model))
-        augmentation = None
+        model = idempotent_model(shell.model)
+        config = resolve_defaults(settings, model)
+        augmentation, of_copies = None, None
         if config.scope == "average":
             config = config.replace(num_steps=config.augmentation_steps)
             if config.augmentations > 1:
                 augmentation = objective.task.make_augmentation(config.augmentations, config.augmentation_kinds)
-        return cls(SharedAdaptation(shell, shell, config, objective, alone=True), augmentation)
+            if not config.num_steps:
+                of_copies = settings_of_copies(settings, model)
+        return cls(SharedAdaptation(shell, shell, config, objective, alone=True, of_copies=of_copies), augmentation)
 
     def _choose_vectorize(self) -> bool:
         config = self.config
@@ -101,8 +104,8 @@ class ImageAdaptation:
 
     @property
     def corrects_all(self) -> bool:
-        """Whether copies of all images correct their features, in the first layers alone, whatever the gate says."""
-        return self.config.scope == "average" and self.num_steps == 0 and self.config.norm_depth != 1
+        """Whether copies of all images correct their features, whatever the gate says."""
+        return self.shared.of_copies is not None
 
     def _statistics(self) -> AbstractContextManager:
         """The chosen statistics of each image by itself."""
@@ -113,7 +116,7 @@ class ImageAdaptation:
         images themselves; both `(B, num_labels, ...)`."""
         answers = []
         for part in self._parts(images):
-            with self._statistics() if self.corrects_all else nullcontext():
+            with self.shared.corrected_copies():
                 others = self._run_plain(self._views(images[part])[:, 1:])
             answers.append(self._answer(torch.cat([logits[part, None], others], 1)))
         return torch.cat(answers)

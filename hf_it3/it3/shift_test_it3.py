@@ -12,7 +12,6 @@ from transformers.utils import logging
 from .alignment_it3 import Sums, collected_statistics
 from .injection_it3 import watched_features
 from .interface_it3 import IdempotentModel
-from .mirroring_it3 import copies_to_compare, mirrored_agreement
 from .objective_it3 import IdempotenceDistance
 from .shift_reference_it3 import LEVELS, Observation, ShiftReference, in_standard_errors, limit_at, scale
 from .task_it3 import Task
@@ -185,35 +184,19 @@ def observe(model: IdempotentModel, pixel_values: Tensor, distance: IdempotenceD
     return Observation(features[0], task.image_classes(y0), distance(y1, y0))
 
 
-@torch.no_grad()
-def classes_of_copies(model: IdempotentModel, pixel_values: Tensor) -> Tensor:
-    """The classes `(B, 2)` that a model in eval mode predicts for a cropped and a mirrored copy of each image
-    `(B, C, H, W)`; -1 where they decide nothing: for images without colours, which adaptation warps, and in other
-    tasks than classification into one class."""
-    task = Task.of(model.config)
-    if pixel_values.shape[1] != 3 or not task.takes_crops or task.num_classes < 2:
-        return torch.full((len(pixel_values), 2), -1, device=pixel_values.device)
-    logits = [model(copy, return_dict=True).logits for copy in copies_to_compare(pixel_values)]
-    return torch.stack([task.image_classes(task.predict(one)) for one in logits], 1)
-
-
 def look_at_clean(
     model: IdempotentModel, pixel_values: Tensor, sums: Sums, distance: IdempotenceDistance | None = None
-) -> tuple[Observation, Tensor]:
-    """What a reference is made of, for clean images `(B, C, H, W)`: see [`observe`] and [`classes_of_copies`].
-
-    Their features are added to `sums`, those of the copies are not.
-    """
+) -> Observation:
+    """What a model in eval mode sees in clean images `(B, C, H, W)`, see [`observe`]; their features are added to
+    `sums`."""
     with collected_statistics(sums):
-        seen = observe(model, pixel_values, distance)
-    return seen, classes_of_copies(model, pixel_values)
+        return observe(model, pixel_values, distance)
 
 
 def store_reference(
     model: IdempotentModel,
     clean: Observation,
     sums: Iterable[Sums],
-    of_copies: Tensor | None = None,
     distance: str | None = None,
 ) -> dict[str, Any] | None:
     """Stores what was seen in clean images in a model: `config.reference_distance`, `shift_reference` and
@@ -223,7 +206,6 @@ def store_reference(
         model: the model.
         clean ([`Observation`]): of N images, N > 0.
         sums: of the features of plain passes and signal passes, as [`collected_statistics`] collects them.
-        of_copies (`Tensor` of shape `(N, 2)`, *optional*): as [`classes_of_copies`] returns them, on the CPU.
         distance (*optional*): name of the distance; by default the model's.
 
     Returns:
@@ -247,8 +229,6 @@ def store_reference(
         "num_images": len(distances),
         "distance": own if isinstance(own := distance or model.config.distance, str) else None,
     }
-    if of_copies is not None and (of_copies >= 0).all():
-        model.config.reference_distance["mirrored"] = mirrored_agreement(clean.classes, of_copies)
     return model.config.reference_distance
 
 

@@ -3,12 +3,12 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .adaptation_config_it3 import AdaptationConfig
 from .alignment_it3 import num_correcting_layers
@@ -72,6 +72,13 @@ def chosen_statistics(
     return norm_statistics(config.norm_statistics, config.prior_count or 0, per_image, weights, num_layers)
 
 
+def num_first_layers(model: nn.Module, depth: float) -> int | None:
+    """How many layers correct their features, the first ones, where a share of those that do is to; `None` for all."""
+    if depth == 1:
+        return None
+    return max(1, int(depth * num_correcting_layers(model))) if depth else 0
+
+
 class SharedAdaptation:
     """Adapts one set of weights, the shell's, to a group of images.
 
@@ -81,6 +88,8 @@ class SharedAdaptation:
         config ([`AdaptationConfig`]): the settings, nothing left open.
         objective ([`Objective`]): what the steps minimise.
         alone (`bool`): whether the images are copies of one, which have statistics of their own and no diversity.
+        of_copies ([`AdaptationConfig`], *optional*): by which features of copies are corrected, of images that nothing
+            adapts to.
     """
 
     def __init__(
@@ -90,8 +99,10 @@ class SharedAdaptation:
         config: AdaptationConfig,
         objective: Objective,
         alone: bool = False,
+        of_copies: AdaptationConfig | None = None,
     ):
         self.alone = alone
+        self.of_copies = of_copies
         self.shell = shell
         self.source_shell = source_shell
         self.config = config
@@ -226,7 +237,15 @@ class SharedAdaptation:
     def average(self, images: Tensor, logits: Tensor) -> Tensor:
         """Logits of the unadapted model's mean prediction over copies of each image `(B, C, H, W)`, given those of the
         images themselves; both `(B, num_labels, ...)`. To be called with the source weights in the shell."""
-        return self._average(images, logits, self.source_shell)
+        with self.corrected_copies():
+            return self._average(images, logits, self.source_shell)
+
+    def corrected_copies(self) -> AbstractContextManager:
+        """Inside, features of copies of images that nothing adapts to are corrected, where settings say so."""
+        if (config := self.of_copies) is None:
+            return nullcontext()
+        num_layers = num_first_layers(self.shell.model, config.norm_depth or 0.0)
+        return chosen_statistics(config, per_image=True, num_layers=num_layers)
 
     @torch.no_grad()
     def _average(self, images: Tensor, logits: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -301,12 +320,8 @@ class SharedAdaptation:
         return self.shell.model.shift_reference  # type: ignore[return-value]
 
     def num_layers(self, share: float = 1.0) -> int | None:
-        """How many layers correct their features, the first ones, where a share of those that do is to; `None` for
-        all."""
-        depth = share * (self.config.norm_depth or 0.0)
-        if depth == 1:
-            return None
-        return max(1, int(depth * num_correcting_layers(self.shell.model))) if depth else 0
+        """How many layers correct their features, the first ones, or this share of those; `None` for all."""
+        return num_first_layers(self.shell.model, share * (self.config.norm_depth or 0.0))
 
     @torch.no_grad()
     def _answer(self, images: Tensor, weights: Tensor | None, num_layers: int | None = None) -> Tensor:

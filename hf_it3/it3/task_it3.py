@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .agreement_it3 import may_mirror
 from .augmentation_it3 import Augmentation
 from .configuration_it3 import SEGMENTATION, IT3Config
 from .distances_it3 import distances_for, entropy, log
 from .embedders_it3 import LabelEmbedder, LabelMapEmbedder
-from .mirroring_it3 import may_mirror
 
 
 # How far a stream's predictions may move away from the unadapted ones: the share of the largest class by so much, the

@@ -1,7 +1,7 @@
 """A Trainer for idempotent models."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate.utils import gather_object
@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, MAP_COLUMNS, first_rows
 from ..it3.adaptation_it3 import TestTimeAdapter
 from ..it3.alignment_it3 import Sums
+from ..it3.clean_copies_it3 import MAX_COMPARED, classes_of_copies, store_agreement
 from ..it3.interface_it3 import IdempotentModel, idempotent_model
 from ..it3.shell_it3 import frozen_modes
 from ..it3.shift_reference_it3 import Observation
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class IT3Trainer(PushingTrainer, TwoPassTrainer):
@@ -312,35 +315,45 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
             ValueError: if the data set is empty.
         """
         dataset = self._clean_images if dataset is None else dataset
-        model = idempotent_model(self.model)
-        clean, sums, of_copies = self._look_at(model, first_rows(dataset, self.args.reference_images or None))
+        model, gather = idempotent_model(self.model), self.accelerator.gather_for_metrics
+        sums: Sums = {}
+
+        def look(images: Tensor) -> Observation:
+            seen = look_at_clean(model, images, sums)
+            return Observation(*(gather(value) for value in vars(seen).values())).cpu()
+
+        def change(images: Tensor) -> dict[str, Tensor]:
+            return {name: one.cpu() for name, one in gather(classes_of_copies(model, images)).items()}
+
+        seen = self._look_at(first_rows(dataset, self.args.reference_images or None), look, "Reference distance")
+        clean = Observation.join([Observation.empty(model.shift_reference), *seen])
         if not len(clean):
             raise ValueError("the reference distance needs at least one image, and the data set has none")
-        return store_reference(model, clean, sums, of_copies)
+        reference = store_reference(model, clean, gather_object([sums]))
+        if reference is not None:
+            # Now that the model has the statistics of clean features, which those of copies are corrected with.
+            first = first_rows(dataset, min(len(clean), MAX_COMPARED))
+            store_agreement(model, self._look_at(first, change, "Copies of clean images"))
+        return reference
 
     @property
     def _clean_images(self) -> Any:
         """The data set that is measured for test time, if there is one."""
         return self.train_dataset if self.reference_dataset is None else self.reference_dataset
 
-    def _look_at(self, model: IdempotentModel, dataset: Any) -> tuple[Observation, list[Sums], Tensor]:
-        """Observes every image of a data set, including those of the last incomplete batch, and their copies."""
+    def _look_at(self, dataset: Any, look: Callable[[Tensor], T], description: str) -> list[T]:
+        """What is seen in the images of a data set, batch by batch, the last incomplete one included, while the model
+        is in eval mode."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             batches = self.get_test_dataloader(dataset)
         finally:
             self.args.dataloader_drop_last = drop_last
-        progress = tqdm(
-            batches, "Reference distance", disable=self.args.disable_tqdm or not self.is_world_process_zero()
-        )
-        parts, of_copies = [Observation.empty(model.shift_reference)], [torch.empty(0, 2, dtype=torch.long)]
-        sums: Sums = {}
-        gather = self.accelerator.gather_for_metrics
-        with frozen_modes(model):
-            for inputs in progress:
+        is_silent = self.args.disable_tqdm or not self.is_world_process_zero()
+        found = []
+        with frozen_modes(idempotent_model(self.model)):
+            for inputs in tqdm(batches, description, disable=is_silent):
                 images = self._prepare_inputs(inputs)["pixel_values"]
                 with self.compute_loss_context_manager():
-                    seen, copies = look_at_clean(model, images, sums)
-                parts.append(Observation(*(gather(value) for value in vars(seen).values())).cpu())
-                of_copies.append(gather(copies).cpu())
-        return Observation.join(parts), gather_object([sums]), torch.cat(of_copies)
+                    found.append(look(images))
+        return found

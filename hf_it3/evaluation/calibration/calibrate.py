@@ -1,13 +1,14 @@
 """Calibration: adaptation settings chosen by measurement on held-out labelled images."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...it3.adaptation_config_it3 import SCOPES, AdaptationConfig
 from ...it3.alignment_it3 import Sums
+from ...it3.clean_copies_it3 import MAX_COMPARED, classes_of_copies, store_agreement
 from ...it3.interface_it3 import IdempotentModel
 from ...it3.objective_it3 import IdempotenceDistance
 from ...it3.shell_it3 import frozen_modes
@@ -165,18 +166,22 @@ def _measure_reference(model: IdempotentModel, own: AdaptationConfig, images: He
         ValueError: if a distance is not finite.
     """
     distance = IdempotenceDistance(own.distance or model.config.distance, Task.of(model.config))
-    clean, of_copies = [Observation.empty(model.shift_reference)], []
+    clean = [Observation.empty(model.shift_reference)]
     sums: Sums = {}
     for pixel_values, _ in images.batches(images.conditions[0], images.num_batches):
-        looked, copies = look_at_clean(model, pixel_values, sums, distance)
-        clean.append(looked.cpu())
-        of_copies.append(copies.cpu())
+        clean.append(look_at_clean(model, pixel_values, sums, distance).cpu())
     seen = Observation.join(clean)
-    if store_reference(model, seen, [sums], torch.cat(of_copies), distance.name) is None:
+    if store_reference(model, seen, [sums], distance.name) is None:
         raise ValueError(
             f"the idempotence distance of {(~seen.distances.isfinite()).sum().item()} of {len(seen)} clean images is "
             "not finite; check the model's weights and the images"
         )
+    # With the statistics of clean features in place, which correct those of copies.
+    num_batches = min(images.num_batches, math.ceil(MAX_COMPARED / own.batch_size))
+    copies = (
+        classes_of_copies(model, pixel_values) for pixel_values, _ in images.batches(images.conditions[0], num_batches)
+    )
+    store_agreement(model, [{name: one.cpu() for name, one in classes.items()} for classes in copies])
     return CleanReference.of(model)
 
 
