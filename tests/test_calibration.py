@@ -19,6 +19,7 @@ from hf_it3.evaluation.calibration.images import ImagePart
 from hf_it3.evaluation.calibration.report import Comparison, Trial
 from hf_it3.evaluation.calibration.search import Search
 from hf_it3.evaluation.conditions import Condition
+from hf_it3.it3.agreement_it3 import depth_of_copies
 from hf_it3.it3.backbone_defaults_it3 import resolve_defaults
 from hf_it3.it3.shift_test_it3 import idempotence_distances
 
@@ -382,7 +383,8 @@ def test_single_images_keep_their_defaults_where_batches_were_calibrated(
     before = TestTimeAdapter(batch_norm_model, scope="average", batch_size=32).config
     calibrate(batch_norm_model, processor, digits["test"], **OPTIONS)
     assert batch_norm_model.config.adaptation == AdaptationConfig(batch_size=32)
-    assert TestTimeAdapter(batch_norm_model, scope="average").config == before
+    depth = depth_of_copies(batch_norm_model.config.reference_distance)  # was not measured before
+    assert TestTimeAdapter(batch_norm_model, scope="average").config == before.replace(norm_depth=depth)
 
 
 def test_what_differs_from_the_defaults_is_written(batch_norm_model):

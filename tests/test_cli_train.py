@@ -288,6 +288,23 @@ def test_inspect_prints_whether_copies_are_mirrored_and_why(tmp_path, capsys):
     )
 
 
+def test_inspect_prints_how_deep_copies_are_corrected_and_why(tmp_path, capsys):
+    model = IT3ForImageClassification.from_backbone(classifier("resnet"))
+    model.save_pretrained(tmp_path)
+    printed = inspect(capsys, str(tmp_path), "--image_size=32")["norm_depth of copies"]
+    assert printed == "0.17 (how many clean images keep their class then was not measured)"
+    kept = {"cropped": 0.8, "quarter": 0.95, "half": 0.912, "all": 0.6}
+    model.config.reference_distance = {"mean": 0.0, "std": 1.0, "corrected": kept}
+    model.save_pretrained(tmp_path)
+    assert inspect(capsys, str(tmp_path), "--image_size=32")["norm_depth of copies"] == (
+        "0.5 (clean images that keep their class: 0.80 when cropped; corrected, 0.95 in a quarter of the layers, 0.91 "
+        "in half, 0.60 in all)"
+    )
+    model.config.adaptation.norm_depth = 0.75
+    model.save_pretrained(tmp_path)
+    assert inspect(capsys, str(tmp_path), "--image_size=32")["norm_depth of copies"] == "0.75"
+
+
 def test_inspect_refuses_a_layer_that_never_runs(trained_directory, capsys):
     assert main(["inspect", trained_directory, "--injection_layer=nothing"]) == 2
     assert "'nothing' is not a module" in capsys.readouterr().err

@@ -61,8 +61,10 @@ class AdaptationConfig:
             and `"average"` they are mixed with those of each image by itself, in `"shrunk"` as well.
         norm_depth (`float` or `None`): share of the layers that `norm_statistics` are chosen in, in [0, 1]: the first
             ones; those behind them keep the statistics of training, because the last layers tell classes apart, and
-            few images know their statistics badly. Below 1, scope `"average"` corrects copies of all images, whatever
-            the gate says. `None` is 1, but 0.17 for scope `"average"` and BatchNorm.
+            few images know their statistics badly. `None` is 1; for copies of images that nothing adapts to, in scope
+            `"average"` and with `average_answers="always"`, it is what the model's `reference_distance` holds of clean
+            images, see [`IT3Config`], or 0.17. With `norm_statistics="auto"` these are corrected whatever the gate
+            says, in backbones with normalisation layers.
         class_balance (`bool`): scopes `"batch"` and `"stream"`: in `"mixed"` and `"shrunk"` statistics, count images
             of a class that is predicted more often than among clean images less, and of a rarer one more, so that
             statistics follow the shift and not the mix of classes, see [`ShiftReference`].
