@@ -161,7 +161,8 @@ def _depth_of_copies(model: IT3PreTrainedModel, own: AdaptationConfig) -> dict[s
     """In what share of the layers copies of images alone are corrected, where they are, and why."""
     reference = model.config.reference_distance or {}
     kept = reference.get("corrected")
-    if settings_of_copies(own, model) is None and kept is None:
+    leaves_it_open = own.norm_statistics == "auto" and own.augmentations > 1
+    if not leaves_it_open or (kept is None and settings_of_copies(own, model) is None):
         return {}
     if own.norm_depth is not None:
         return {"norm_depth of copies": str(own.norm_depth)}
