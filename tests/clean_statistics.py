@@ -4,7 +4,8 @@ import torch
 
 from hf_it3.it3.alignment_it3 import collected_statistics
 from hf_it3.it3.shift_reference_it3 import Observation
-from hf_it3.it3.shift_test_it3 import observe, store_reference
+from hf_it3.it3.shift_test_it3 import observe
+from hf_it3.training.clean_images import store_reference
 
 
 def with_clean_statistics(model, *batches: torch.Tensor):

@@ -18,7 +18,8 @@ from hf_it3.it3.shift_reference_it3 import (
     in_standard_errors,
     limit_at,
 )
-from hf_it3.it3.shift_test_it3 import CleanReference, ShiftTest, observe
+from hf_it3.it3.shift_test_it3 import ShiftTest, observe
+from hf_it3.training.clean_images import CleanReference
 
 
 def drawn(count: int, seed: int, shift: float = 0.0, classes: int = 3, only: int | None = None) -> Observation:

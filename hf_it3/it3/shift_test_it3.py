@@ -1,7 +1,6 @@
 """The shift test: do images differ from clean ones, in their idempotence distance or in their first features?"""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from .alignment_it3 import Sums, collected_statistics
 from .injection_it3 import watched_features
 from .interface_it3 import IdempotentModel
 from .objective_it3 import IdempotenceDistance
@@ -182,84 +180,3 @@ def observe(model: IdempotentModel, pixel_values: Tensor, distance: IdempotenceD
     y1 = task.predict(model(pixel_values, label_signal=y0, return_dict=True).logits)
     distance = distance or IdempotenceDistance(model.config.distance, task)
     return Observation(features[0], task.image_classes(y0), distance(y1, y0))
-
-
-def look_at_clean(
-    model: IdempotentModel, pixel_values: Tensor, sums: Sums, distance: IdempotenceDistance | None = None
-) -> Observation:
-    """What a model in eval mode sees in clean images `(B, C, H, W)`, see [`observe`]; their features are added to
-    `sums`."""
-    with collected_statistics(sums):
-        return observe(model, pixel_values, distance)
-
-
-def store_reference(
-    model: IdempotentModel,
-    clean: Observation,
-    sums: Iterable[Sums],
-    distance: str | None = None,
-) -> dict[str, Any] | None:
-    """Stores what was seen in clean images in a model: `config.reference_distance`, `shift_reference` and
-    `feature_statistics`.
-
-    Args:
-        model: the model.
-        clean ([`Observation`]): of N images, N > 0.
-        sums: of the features of plain passes and signal passes, as [`collected_statistics`] collects them.
-        distance (*optional*): name of the distance; by default the model's.
-
-    Returns:
-        `reference_distance`; `None`, with a warning and nothing stored, where a distance is not finite.
-    """
-    model.config.reference_distance = None
-    model.shift_reference.forget()
-    model.feature_statistics.forget()
-    if infinite := int((~clean.distances.isfinite()).sum()):
-        logger.warning(
-            f"No reference_distance was stored: the idempotence distance of {infinite} of {len(clean)} images "
-            "is not finite, and without it adaptation is not gated; check the model's weights and the images"
-        )
-        return None
-    distances = clean.distances.double()
-    model.shift_reference.measure(clean)
-    model.feature_statistics.measure(sums)
-    model.config.reference_distance = {
-        "mean": distances.mean().item(),
-        "std": distances.std().item() if len(distances) > 1 else 0.0,
-        "num_images": len(distances),
-        "distance": own if isinstance(own := distance or model.config.distance, str) else None,
-    }
-    return model.config.reference_distance
-
-
-@dataclass
-class CleanReference:
-    """All that a model knows of clean images.
-
-    Args:
-        distances (`dict`, *optional*): its `config.reference_distance`.
-        buffers (`dict`): its `shift_reference` and `feature_statistics`.
-    """
-
-    distances: dict[str, Any] | None
-    buffers: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, model: IdempotentModel) -> "CleanReference":
-        """A copy of what a model knows."""
-        distances = model.config.reference_distance
-        buffers = {name: buffer.detach().clone() for name, buffer in _clean_buffers(model)}
-        return cls(None if distances is None else dict(distances), buffers)
-
-    @torch.no_grad()
-    def store_in(self, model: IdempotentModel) -> None:
-        """Gives that to a model."""
-        model.config.reference_distance = None if self.distances is None else dict(self.distances)
-        for name, buffer in _clean_buffers(model):
-            if not torch.equal(buffer, self.buffers[name].to(buffer.device)):
-                buffer.copy_(self.buffers[name])
-
-
-def _clean_buffers(model: IdempotentModel) -> list[tuple[str, Tensor]]:
-    modules = {"shift_reference": model.shift_reference, "feature_statistics": model.feature_statistics}
-    return [(f"{key}.{name}", value) for key, module in modules.items() for name, value in module.named_buffers()]

@@ -15,14 +15,13 @@ from transformers.utils import logging
 from ..data import IMAGE_COLUMNS, LABEL_COLUMNS, MAP_COLUMNS, first_rows
 from ..it3.adaptation_it3 import TestTimeAdapter
 from ..it3.alignment_it3 import Sums
-from ..it3.clean_copies_it3 import MAX_COMPARED, classes_of_copies, store_agreement
 from ..it3.interface_it3 import IdempotentModel, idempotent_model
 from ..it3.shell_it3 import frozen_modes
 from ..it3.shift_reference_it3 import Observation
-from ..it3.shift_test_it3 import look_at_clean, store_reference
 from ..it3.task_it3 import Task
 from ..utils import load_room
 from .checkpoints import check_whole, last_whole_checkpoint
+from .clean_images import MAX_COMPARED, classes_of_copies, look_at_clean, store_agreement, store_reference
 from .trainer_defaults import (
     check_optimizer,
     measure_targets,

@@ -8,13 +8,19 @@ from torch import nn
 
 from ...it3.adaptation_config_it3 import SCOPES, AdaptationConfig
 from ...it3.alignment_it3 import Sums
-from ...it3.clean_copies_it3 import MAX_COMPARED, classes_of_copies, store_agreement
 from ...it3.interface_it3 import IdempotentModel
 from ...it3.objective_it3 import IdempotenceDistance
 from ...it3.shell_it3 import frozen_modes
 from ...it3.shift_reference_it3 import Observation
-from ...it3.shift_test_it3 import CleanReference, look_at_clean, store_reference
 from ...it3.task_it3 import Task
+from ...training.clean_images import (
+    MAX_COMPARED,
+    CleanReference,
+    classes_of_copies,
+    look_at_clean,
+    store_agreement,
+    store_reference,
+)
 from ..images import ImageSource
 from ..inputs import load_model
 from ..pixels import Normalization

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...it3.adaptation_config_it3 import AdaptationConfig
 from ...it3.interface_it3 import IdempotentModel
-from ...it3.shift_test_it3 import CleanReference
+from ...training.clean_images import CleanReference
 from ...utils import new_figure, write_atomically
 from ..conditions import CLEAN
 from ..table import ruled
