@@ -447,20 +447,16 @@ def test_images_on_their_own_try_augmentations_and_no_diversity(model, changes):
 @pytest.mark.parametrize("changes", [{"scope": "image"}, {"scope": "average"}, {"scope": "batch", "batch_size": 1}])
 def test_images_on_their_own_stay_so_and_their_copies_are_corrected_by_default(batch_norm_model, changes):
     own = AdaptationConfig(**changes)
-    asked, copies = (
-        resolve_for_search(own, batch_norm_model),
-        TestTimeAdapter(batch_norm_model, scope="average").config,
-    )
+    asked = resolve_for_search(own, batch_norm_model)
+    copies = TestTimeAdapter(batch_norm_model, scope="average").config
     stages = make_stages(batch_norm_model, own)
     tried = [settings for stage in stages for settings in stage.candidates(asked)]
     assert {settings.scope_of(settings.batch_size) for settings in tried} == {"image", "average"}
     names = ("norm_statistics", "prior_count", "norm_depth")
-    for stage in stages:
-        if stage.name != "augmentations":
-            continue
-        for settings in stage.candidates(asked):
-            resolved = TestTimeAdapter(batch_norm_model, settings).config
-            assert [getattr(resolved, name) for name in names] == [getattr(copies, name) for name in names]
+    (stage,) = [stage for stage in stages if stage.name == "augmentations"]
+    for settings in stage.candidates(asked):
+        resolved = TestTimeAdapter(batch_norm_model, settings).config
+        assert [getattr(resolved, name) for name in names] == [getattr(copies, name) for name in names]
 
 
 def test_batches_of_one_are_gated_unless_they_are_averaged_over_augmentations_alone(model):

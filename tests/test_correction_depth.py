@@ -6,16 +6,10 @@ import pytest
 import torch
 from first_layers import one_image_corrected
 from torch.nn import functional as F
+from trainer_fixtures import measured_by_trainer
 from transformers import ConvNextConfig, ResNetConfig
 
-from hf_it3 import (
-    IT3CNNConfig,
-    IT3Config,
-    IT3ForImageClassification,
-    IT3Trainer,
-    IT3TrainingArguments,
-    TestTimeAdapter,
-)
+from hf_it3 import IT3CNNConfig, IT3Config, IT3ForImageClassification, TestTimeAdapter
 from hf_it3.calibration import calibrate
 from hf_it3.it3.agreement_it3 import depth_of_copies
 
@@ -35,7 +29,6 @@ BACKBONES = {
     "plain": IT3CNNConfig(image_size=16, conv_channels=[4, 8], hidden_size=24),
 }
 NUM_LAYERS = {"batch_norm": 7, "layer_norm": 4}
-OPTIONS = {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "use_cpu": True}
 
 
 def untrained(name, **values):
@@ -47,16 +40,10 @@ def untrained(name, **values):
     return model.eval()
 
 
-def trainer_of(model, images, folder):
-    arguments = IT3TrainingArguments(str(folder), per_device_train_batch_size=16, **OPTIONS)
-    rows = [{"pixel_values": image, "label": 0} for image in images]
-    return IT3Trainer(model, arguments, train_dataset=rows)
-
-
 @pytest.mark.parametrize("name", NUM_LAYERS)
 def test_what_is_measured_is_how_many_images_keep_their_class(name, tmp_path):
     model, images = untrained(name).double(), torch.randn(40, 1, 16, 16).double()
-    measured = trainer_of(model, images, tmp_path).measure_reference_distance()["corrected"]
+    measured = measured_by_trainer(model, images, tmp_path)["corrected"]
     with torch.no_grad():
         plain = model(images).logits.argmax(1)
         cropped = model(F.interpolate(images[..., 1:-1, 1:-1], (16, 16), mode="bilinear")).logits.argmax(1)
@@ -86,7 +73,7 @@ def test_copies_are_corrected_as_deep_as_nine_tenths_and_no_fewer_than_cropped_o
     name, kept, depth, tmp_path
 ):
     model = untrained(name)
-    trainer_of(model, torch.randn(20, 1, 16, 16), tmp_path).measure_reference_distance()
+    measured_by_trainer(model, torch.randn(20, 1, 16, 16), tmp_path)
     model.config.reference_distance["corrected"] = kept
     assert depth_of_copies(model.config.reference_distance) == depth
     config = TestTimeAdapter(model, scope="average").config
@@ -99,8 +86,8 @@ def test_copies_are_corrected_as_deep_as_nine_tenths_and_no_fewer_than_cropped_o
     [("plain", None), ("batch_norm", "regression"), ("batch_norm", "multi_label_classification")],
 )
 def test_where_it_would_decide_nothing_nothing_is_measured(name, problem_type, tmp_path):
-    trainer = trainer_of(untrained(name, problem_type=problem_type), torch.rand(8, 1, 16, 16), tmp_path)
-    assert "corrected" not in trainer.measure_reference_distance()
+    model = untrained(name, problem_type=problem_type)
+    assert "corrected" not in measured_by_trainer(model, torch.rand(8, 1, 16, 16), tmp_path)
 
 
 def test_without_clean_features_there_is_nothing_to_correct_with():

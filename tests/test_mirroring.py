@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import IMAGE_SIZE
 from torch import nn
+from trainer_fixtures import measured_by_trainer
 from transformers import set_seed
 
 from hf_it3 import (
@@ -31,19 +32,6 @@ def in_colour(**values):
     return IT3ForImageClassification(IT3Config(**{"backbone_config": backbone, **values}))
 
 
-def trainer_of(model, rows, folder, **values):
-    arguments = IT3TrainingArguments(
-        str(folder),
-        per_device_train_batch_size=32,
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-        **values,
-    )
-    return IT3Trainer(model, arguments, train_dataset=rows)
-
-
 def as_colour(rows):
     return [{**row, "pixel_values": row["pixel_values"].expand(3, -1, -1)} for row in rows]
 
@@ -54,7 +42,17 @@ def digits_in_colour(train_rows, tmp_path_factory):
     set_seed(0)
     model = in_colour()
     folder = tmp_path_factory.mktemp("colour")
-    trainer_of(model, as_colour(train_rows), folder, num_train_epochs=10, learning_rate=7e-3).train()
+    arguments = IT3TrainingArguments(
+        str(folder),
+        num_train_epochs=10,
+        learning_rate=7e-3,
+        per_device_train_batch_size=32,
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    IT3Trainer(model, arguments, train_dataset=as_colour(train_rows)).train()
     return model.eval()
 
 
@@ -124,15 +122,10 @@ def bright_images(arrows):
     return torch.cat([images, pointing]) if arrows else images
 
 
-def measured(model, images, folder):
-    rows = [{"pixel_values": image, "label": 0} for image in images]
-    return trainer_of(model, rows, folder).measure_reference_distance()
-
-
 @pytest.mark.parametrize("arrows", [False, True])
 def test_a_class_that_turns_into_another_is_enough_not_to_mirror(tmp_path, arrows):
     model = IT3ForImageClassification.from_backbone(Sides(arrows), num_labels=5 if arrows else 3)
-    reference = measured(model, bright_images(arrows), tmp_path)
+    reference = measured_by_trainer(model, bright_images(arrows), tmp_path)
     expected = {"all": 100 / 110, "least": 10 / 15} if arrows else {"all": 1.0, "least": 1.0}
     assert reference["mirrored"] == pytest.approx(expected)
     assert may_mirror(reference) != arrows
@@ -184,14 +177,14 @@ def test_copies_are_mirrored_by_default_where_that_was_measured(settings, mirror
 def test_where_nothing_is_mirrored_anyway_nothing_is_measured(tmp_path, channels, problem_type):
     backbone = IT3CNNConfig(num_channels=channels, image_size=IMAGE_SIZE, conv_channels=[4, 8], hidden_size=24)
     model = in_colour(backbone_config=backbone, problem_type=problem_type)
-    assert "mirrored" not in measured(model, torch.rand(8, channels, IMAGE_SIZE, IMAGE_SIZE), tmp_path)
+    assert "mirrored" not in measured_by_trainer(model, torch.rand(8, channels, IMAGE_SIZE, IMAGE_SIZE), tmp_path)
 
 
 def test_copies_do_not_count_among_clean_features(tmp_path):
     images = torch.rand(24, 3, IMAGE_SIZE, IMAGE_SIZE)
     model, other = in_colour().eval(), in_colour().eval()
     other.load_state_dict(model.state_dict())
-    measured(model, images, tmp_path)
+    measured_by_trainer(model, images, tmp_path)
     sums: dict = {}
     with collected_statistics(sums):
         observe(other, images)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import set_seed
 
-from hf_it3 import IT3CNNConfig, IT3Config, IT3ForImageClassification, IT3TrainingArguments
+from hf_it3 import IT3CNNConfig, IT3Config, IT3ForImageClassification, IT3Trainer, IT3TrainingArguments
 
 
 def tiny(**values) -> IT3ForImageClassification:
@@ -34,6 +34,12 @@ def quiet_arguments(folder, **values):
             **values,
         }
     )
+
+
+def measured_by_trainer(model, images, folder) -> dict | None:
+    """`reference_distance`, as a trainer measures it on images `(N, C, H, W)` and stores it in the model."""
+    rows = [{"pixel_values": image, "label": 0} for image in images]
+    return IT3Trainer(model, quiet_arguments(folder), train_dataset=rows).measure_reference_distance()
 
 
 @pytest.fixture

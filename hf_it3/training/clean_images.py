@@ -92,8 +92,8 @@ def classes_of_copies(model: IdempotentModel, pixel_values: Tensor) -> dict[str,
     found = {"plain": classes(pixel_values), "cropped": classes(middle_of(pixel_values))}
     if mirrors:
         found["mirrored"] = classes(pixel_values.flip(-1))
+    settings = AdaptationConfig(**DEFAULTS_OF_COPIES)
     for name, share in DEPTHS.items() if corrects else ():
-        settings = AdaptationConfig(**DEFAULTS_OF_COPIES)
         with chosen_statistics(settings, per_image=True, num_layers=num_first_layers(model, share)):
             found[name] = classes(pixel_values)
     return found
@@ -104,11 +104,11 @@ def store_agreement(model: IdempotentModel, parts: Iterable[dict[str, Tensor]]) 
 
     Args:
         model: the model.
-        parts: as [`classes_of_copies`] returns them for batches of clean images, on the CPU.
+        parts: as [`classes_of_copies`] returns them for batches of clean images.
     """
     parts = list(parts)
     reference = model.config.reference_distance
-    classes = {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+    classes = {name: torch.cat([part[name] for part in parts]).cpu() for name in (parts[0] if parts else ())}
     if reference is None or not classes:
         return
     if "mirrored" in classes:

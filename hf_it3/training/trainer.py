@@ -322,7 +322,7 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
             return Observation(*(gather(value) for value in vars(seen).values())).cpu()
 
         def change(images: Tensor) -> dict[str, Tensor]:
-            return {name: one.cpu() for name, one in gather(classes_of_copies(model, images)).items()}
+            return gather(classes_of_copies(model, images))
 
         seen = self._look_at(first_rows(dataset, self.args.reference_images or None), look, "Reference distance")
         clean = Observation.join([Observation.empty(model.shift_reference), *seen])

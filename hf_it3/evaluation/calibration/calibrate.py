@@ -184,10 +184,8 @@ def _measure_reference(model: IdempotentModel, own: AdaptationConfig, images: He
         )
     # With the statistics of clean features in place, which correct those of copies.
     num_batches = min(images.num_batches, math.ceil(MAX_COMPARED / own.batch_size))
-    copies = (
-        classes_of_copies(model, pixel_values) for pixel_values, _ in images.batches(images.conditions[0], num_batches)
-    )
-    store_agreement(model, [{name: one.cpu() for name, one in classes.items()} for classes in copies])
+    compared = images.batches(images.conditions[0], num_batches)
+    store_agreement(model, [classes_of_copies(model, pixel_values) for pixel_values, _ in compared])
     return CleanReference.of(model)
 
 

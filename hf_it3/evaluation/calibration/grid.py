@@ -23,8 +23,8 @@ IMAGE_STEPS = ((1, 1e-4), (1, 1e-3), (3, 3e-4))
 FEW_PARAMETERS_RATE = 3.0
 
 _START = "start"
-# What the grid chooses. Everything else stays as the model's own settings have it.
 _STATISTICS = ("norm_statistics", "prior_count", "norm_depth")
+# What the grid chooses. Everything else stays as the model's own settings have it.
 _CHOSEN_FIELDS = ("num_steps", "learning_rate", "parameters", "gate", *_STATISTICS)
 _CHOSEN_FOR_IMAGES = ("scope", "augmentations", "augmentation_kinds", "augmentation_steps")
 _CHOSEN_FOR_GROUPS = ("diversity_weight", "average_answers", "augmentation_kinds")
