@@ -9,6 +9,7 @@ from transformers import ViTConfig, ViTImageProcessorPil
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor
 from hf_it3.data import ImageCollator, class_names, first_rows, select_split
+from hf_it3.evaluation.pixels import pixel_collator
 from hf_it3.hub.adapted_model import adapt_to_images
 from hf_it3.it3.pipeline_it3 import IT3Pipeline
 
@@ -199,3 +200,34 @@ def test_a_data_set_without_images_is_refused_before_the_progress_bar(digits, tr
     with pytest.raises(ValueError, match="no image column: looked for image, img, pixel_values"):
         adapt_to_images(trained_directory, [str(tmp_path / "rows")])
     assert "Adapting" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("processor_class", [ViTImageProcessorPil, IT3ImageProcessor])
+@pytest.mark.parametrize("kind", ["bytes", "floats", "channels first", "grey", "tensor of bytes"])
+def test_arrays_are_prepared_as_in_the_pipeline(processor_class, kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    image = {
+        "bytes": pixels,
+        "floats": (pixels / 255).astype(np.float32),
+        "channels first": np.moveaxis(pixels, -1, 0),
+        "grey": pixels[..., 0],
+        "tensor of bytes": torch.from_numpy(pixels).movedim(-1, 0),
+    }[kind]
+    image_processor = processor_class(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    model = IT3ForImageClassification.from_backbone(
+        ViTConfig(
+            image_size=16, patch_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        )
+    )
+    expected = IT3Pipeline(model, image_processor=image_processor).preprocess(image)["pixel_values"]
+    batch = ImageCollator(image_processor)([{"image": image, "label": 0}])
+    torch.testing.assert_close(batch["pixel_values"], expected)
+    assert expected.std() > 0.3  # neither black nor white
+    assert pixel_collator(model.config, image_processor)([{"image": image, "label": 0}])["pixel_values"].std() > 0.15
+
+
+def test_arrays_that_are_no_images_are_named():
+    image_processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    rows = [{"image": np.zeros((4, 4, 3), np.uint8)}, {"image": np.full((4, 4, 3), -3.0)}]
+    with pytest.raises(ValueError, match="image 1 of a batch cannot be processed"):
+        ImageCollator(image_processor)(rows)

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -418,3 +419,18 @@ def test_only_all_of_imagenet_c_makes_an_mce(evaluate, random_model):
     some = evaluate(methods="none", reference=evaluate(models=random_model, methods="none"))
     assert "mean error over these corruptions, not the mCE," in some.table()
     assert not {"mean_corruption_error", "relative_mean_corruption_error"} & set(some.overall["none"])
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_labels_that_are_no_class_are_refused_whatever_the_order_of_the_classes(model, processor, digits, label):
+    features = digits["test"].features.copy()
+    features["label"] = datasets.ClassLabel(names=[str(9 - number) for number in range(10)])
+    rows = {"image": digits["test"]["image"][:3], "label": [0, 9, 0]}
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    model.config.id2label = {number: str(number) for number in range(10)}
+    source = ImageSource(dataset, processor, model.config, cache_bytes=0)
+    assert source.label_map == list(range(9, -1, -1))
+    assert sorted(next(iter(source.batches("iid", 0, 3))).labels.tolist()) == [0, 9, 9]
+    source.dataset = [{**row, "label": label if position == 1 else 0} for position, row in enumerate(dataset)]
+    with pytest.raises(ValueError, match=f"label {label} of image . in the batch is out of range"):
+        list(source.batches("iid", 0, 3))

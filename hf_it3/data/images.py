@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..it3.configuration_it3 import IT3Config
-from ..it3.image_processing_it3 import IT3ImageProcessor, to_mode
+from ..it3.image_processing_it3 import IT3ImageProcessor, match_channels, to_array, to_mode
 from ..it3.task_it3 import check_label_range
 from ..utils import noting
 
@@ -261,22 +261,29 @@ class ImageCollator:
     def _pixel_values(self, images: list[Any]) -> Tensor:
         if all(isinstance(image, Tensor) and image.is_floating_point() for image in images):
             return torch.stack(images)
-        images = [self._convert(image) for image in images]
+        images = [self._convert(image, position) for position, image in enumerate(images)]
         try:
             return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         except (OSError, TypeError, ValueError) as error:
             self._name_culprit(images)
             raise ValueError(f"the images of a batch cannot be processed: {error}") from error
 
-    def _convert(self, image: Any) -> Any:
-        """A picture in the mode that the model takes, the same as in the pipeline."""
-        # Stock processors return as many channels as the image has; ours converts by itself.
-        if not isinstance(image, Image.Image) or isinstance(self.image_processor, IT3ImageProcessor):
+    def _convert(self, image: Any, position: int) -> Any:
+        """A picture or array with the channels and values that the model takes, the same as in the pipeline."""
+        # Stock processors leave channels as they are and take floats for bytes.
+        processor, is_ours = self.image_processor, isinstance(self.image_processor, IT3ImageProcessor)
+        mean = mean_and_std(processor)[0]
+        channels = processor.num_channels if is_ours else len(mean) if isinstance(mean, (list, tuple)) else None
+        if isinstance(image, Image.Image):
+            is_grey = channels == 1 or (channels is None and image.mode == "L")
+            return image if is_ours else to_mode(image, "L" if is_grey else "RGB")
+        if not isinstance(image, (np.ndarray, Tensor)):
             return image
-        mean = mean_and_std(self.image_processor)[0]
-        if isinstance(mean, (list, tuple)):
-            return to_mode(image, "L" if len(mean) == 1 else "RGB")
-        return to_mode(image, "L" if image.mode == "L" else "RGB")
+        try:
+            array = to_array(image, getattr(processor, "do_rescale", True))
+            return array if channels is None else match_channels(array, channels)
+        except ValueError as error:
+            raise ValueError(f"image {position} of a batch cannot be processed: {error}") from error
 
     def _name_culprit(self, images: list[Any]) -> None:
         for position, image in enumerate(images):

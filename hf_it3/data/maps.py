@@ -59,7 +59,7 @@ class SegmentationCollator(ImageCollator):
         for position, (image, classes) in enumerate(zip(images, maps, strict=True)):
             _check_shape(position, image, classes)
         if self._processes_maps and not isinstance(images[0], Tensor):
-            pictures = [self._convert(image) for image in images]
+            pictures = [self._convert(image, position) for position, image in enumerate(images)]
             pixel_values, labels = self._processed(pictures, maps)
         else:
             pixel_values = self._pixel_values(images)

@@ -1,5 +1,6 @@
 """Reads data sets as batches of pixels in [0, 1] at the model's input size."""
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -166,7 +167,7 @@ class ImageSource:
 
     def _collate(self, rows: list[Any], index: Iterable[int]) -> tuple[Tensor, Tensor]:
         if self.label_map is not None:
-            rows = [{**row, self.label_column: self.label_map[row[self.label_column]]} for row in rows]
+            rows = [{**row, self.label_column: _mapped(row[self.label_column], self.label_map)} for row in rows]
         try:
             batch = self.collator(rows)
         except ValueError as error:
@@ -203,6 +204,15 @@ def _label_map(dataset: Any, label_column: str, config: IT3Config) -> list[int] 
     if not names or list(names) == ours or not set(names) <= set(ours):
         return None
     return [ours.index(name) for name in names]
+
+
+def _mapped(label: Any, label_map: list[int]) -> Any:
+    """The model's index of a class of the data set; whatever is none stays, and is refused by the collator."""
+    try:
+        index = operator.index(label)
+    except TypeError:
+        return label
+    return label_map[index] if 0 <= index < len(label_map) else label
 
 
 def _shuffled(rows: Iterable[Any], seed: int) -> Iterator[tuple[int, Any]]:

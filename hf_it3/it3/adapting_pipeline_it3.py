@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from torch import Tensor, bfloat16, tensor
+from torch import Tensor, tensor
 from torch.utils.data import Dataset
 from transformers.image_utils import load_image
 from transformers.pipelines import Pipeline
@@ -18,7 +18,7 @@ from .adaptation_config_it3 import AdaptationConfig
 from .adaptation_it3 import TestTimeAdapter
 from .backbone_defaults_it3 import resolve_defaults
 from .configuration_it3 import CLASSIFICATION, SEGMENTATION
-from .image_processing_it3 import match_channels, to_bytes, to_mode
+from .image_processing_it3 import match_channels, to_array, to_mode
 from .interface_it3 import IdempotentModel, idempotent_model
 from .named_settings_it3 import check_named
 from .origin_it3 import is_remote_code
@@ -222,13 +222,7 @@ class AdaptingPipeline(Pipeline):
     def _load(self, image: Any, timeout: float | None) -> Any:
         channels = self.model.config.image_channels
         if isinstance(image, (np.ndarray, Tensor)):
-            if isinstance(image, Tensor):
-                image = image.detach().cpu()
-                image = image.float() if image.dtype == bfloat16 else image
-            array = np.asarray(image)
-            if getattr(self.image_processor, "do_rescale", True):
-                array = to_bytes(array)
-            return match_channels(array[None] if array.ndim == 2 else array, channels)
+            return match_channels(to_array(image, getattr(self.image_processor, "do_rescale", True)), channels)
         if isinstance(image, (str, os.PathLike)):
             path = os.fspath(image)
             # Opened here where possible: the stock loader turns everything to RGB, 16-bit images badly.
@@ -262,6 +256,7 @@ class AdaptingPipeline(Pipeline):
             if self._shell is None or self._shell.is_stale():
                 self._shell = ModelShell(idempotent_model(self.model), None)
             shell = self._shell
+            shell.restore_buffers()  # training goes on
         return shell(pixel_values)
 
     def _adapter(self, overrides: dict[str, Any]) -> TestTimeAdapter:

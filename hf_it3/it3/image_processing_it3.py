@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
@@ -169,8 +171,23 @@ def to_bytes(array: np.ndarray) -> np.ndarray:
     return (scale * array).clip(0, 255).round().astype(np.uint8)
 
 
+def to_array(image: np.ndarray | Tensor, rescales: bool) -> np.ndarray:
+    """An image array or tensor as an array, of bytes for image processors that rescale those to [0, 1].
+
+    Raises:
+        ValueError: see `to_bytes`.
+    """
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = image.float() if image.dtype == torch.bfloat16 else image
+    array = np.asarray(image)
+    return to_bytes(array) if rescales else array
+
+
 def match_channels(array: np.ndarray, channels: int) -> np.ndarray:
     """An image array as `(channels, H, W)`, with 1 or 3 channels."""
+    if array.ndim == 2:
+        array = array[None]
     if array.ndim == 3 and array.shape[0] not in (1, 3, 4) and array.shape[-1] in (1, 3, 4):
         array = np.moveaxis(array, -1, 0)
     if array.ndim != 3 or array.shape[0] not in (1, 3, 4):
