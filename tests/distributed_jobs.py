@@ -5,6 +5,7 @@
 does them all: processes take longer to start than to work. A process of its own may do single ones.
 """
 
+import copy
 import json
 import os
 import sys
@@ -71,9 +72,14 @@ def train(folder: Path, family: str, batch_size: int, arguments: dict) -> None:
     trainer = IT3Trainer(model, training, train_dataset=rows, data_collator=_stack)
     trainer.train()
     torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), folder / f"weights-{_rank()}.pt")
+    reference_distance = copy.deepcopy(model.config.reference_distance)
+    # Two processes see some of the 21 images twice, so that their last batches are equally large.
+    trainer.measure_reference_distance(rows[:21])
+    clean = {name: value for name, value in model.state_dict().items() if name.startswith(("feature_", "shift_"))}
+    torch.save(clean, folder / f"clean-{_rank()}.pt")
     result = {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "reference_distance": model.config.reference_distance,
+        "reference_distance": reference_distance,
         "world_size": training.world_size,
         "learning_rates": sorted({group["lr"] for group in trainer.optimizer.param_groups}),
     }

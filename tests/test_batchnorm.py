@@ -263,6 +263,21 @@ class TestSortedBatches:
         assert len(output.loss_history) == (0 if are_sorted else num_steps)
         assert output.adapted.all()
 
+    @pytest.mark.parametrize("num_steps", [0, 1])
+    @pytest.mark.parametrize("scope", ["batch", "stream"])
+    def test_the_adapted_model_answers_sorted_images_as_the_adapter_does(
+        self, batch_norm_model, images, monkeypatch, scope, num_steps
+    ):
+        monkeypatch.setitem(_LESS_SURE, "batch_norm", 0.0)  # whatever comes is taken for sorted
+        adapter = TestTimeAdapter(batch_norm_model, self.SETTINGS, scope=scope, num_steps=num_steps)
+        output = adapter(images)
+        expected = first_layers_corrected(batch_norm_model, images, 0.5)
+        torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            logits = adapter.adapted_model()(images).logits
+        torch.testing.assert_close(logits, output.logits, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(logits, output.initial_logits, atol=1e-2)
+
     @pytest.mark.parametrize(
         ("changed", "rise", "are_sorted"),
         [(0, 1.02, False), (0, 1.05, True), (4, 1.05, True), (5, 1.05, False), (5, 1.14, False), (5, 1.2, True)],

@@ -59,6 +59,17 @@ def test_training_ends_where_one_with_the_same_global_batch_ends(two, tmp_path):
     assert first["reference_distance"] == second["reference_distance"]
 
 
+def test_clean_images_count_once_however_many_processes_see_them(two, tmp_path):
+    family, batch_size, arguments = TRAININGS["training"]
+    distributed_jobs.train(tmp_path, family, 2 * batch_size, arguments)
+    alone = torch.load(tmp_path / "clean-0.pt")
+    assert any(name.startswith("feature_statistics") and value.any() for name, value in alone.items())
+    for rank in (0, 1):
+        seen = torch.load(two[0] / "training" / f"clean-{rank}.pt")
+        for name, value in alone.items():
+            torch.testing.assert_close(seen[name], value, atol=1e-5, rtol=1e-4)
+
+
 def test_both_processes_keep_the_same_split_statistics(two):
     first, second = (trained(two[0] / "frozen", rank) for rank in (0, 1))
     assert first["learning_rates"] == [0.01, 0.1]

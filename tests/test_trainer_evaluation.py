@@ -128,6 +128,48 @@ class TestEvaluation:
         )
         assert args.per_device_eval_batch_size == batch_size
 
+    @pytest.mark.parametrize(
+        "loading",
+        [{"dataloader_drop_last": True}, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}],
+    )
+    def test_every_image_of_each_data_set_adapts_whatever_way_it_is_loaded(
+        self, model, arguments, shifted_rows, rows, monkeypatch, loading
+    ):
+        seen = []
+        call = TestTimeAdapter.__call__
+        monkeypatch.setattr(
+            TestTimeAdapter, "__call__", lambda self, images: seen.append(images) or call(self, images)
+        )
+        model.config.adaptation = model.config.adaptation.replace(gate=None, batch_size=20)
+        datasets = {"a": shifted_rows[:24], "b": rows[:16]}
+        args = arguments(eval_adapted=True, per_device_eval_batch_size=4, **loading)
+        metrics = IT3Trainer(model, args, eval_dataset=datasets).evaluate()
+        assert [len(images) for images in seen] == [20, 4, 16]
+        expected = torch.stack([row["pixel_values"] for row in datasets["a"] + datasets["b"]])
+        assert torch.equal(torch.cat(seen), expected)
+        assert {"eval_a_adapted_accuracy", "eval_b_adapted_accuracy"} <= metrics.keys()
+        assert all(getattr(args, name) == value for name, value in loading.items())
+
+    def test_predictions_that_are_kept_batch_by_batch_have_the_same_metrics(self, model, arguments, shifted_rows):
+        evaluate = [
+            IT3Trainer(model, arguments(eval_adapted=True, **settings), eval_dataset=shifted_rows[:41]).evaluate()
+            for settings in ({}, {"eval_do_concat_batches": False})
+        ]
+        for name, value in evaluate[0].items():
+            if "runtime" not in name and "second" not in name and "time" not in name:
+                assert evaluate[1][name] == pytest.approx(value), name
+
+    def test_metrics_batch_by_batch_need_a_function_that_can(self, model, arguments, shifted_rows):
+        args = arguments(batch_eval_metrics=True)
+        with pytest.raises(ValueError, match="batch_eval_metrics=True needs compute_metrics of yours"):
+            IT3Trainer(model, args, eval_dataset=shifted_rows)
+
+        def count(prediction, compute_result=False):
+            return {"last": len(prediction.label_ids)} if compute_result else None
+
+        metrics = IT3Trainer(model, args, eval_dataset=shifted_rows[:40], compute_metrics=count).evaluate()
+        assert metrics["eval_last"] == 8
+
     def test_without_it_there_are_none(self, model, arguments, shifted_rows):
         metrics = IT3Trainer(model, arguments(), eval_dataset=shifted_rows).evaluate()
         assert not any("adapted" in name for name in metrics)

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .adaptation_config_it3 import AdaptationConfig, resolve_adaptation
 from .adaptation_output_it3 import AdaptationOutput
-from .backbone_defaults_it3 import resolve_defaults, settings_of_copies
+from .backbone_defaults_it3 import measured_of, resolve_defaults, settings_of_copies
 from .interface_it3 import IdempotentModel, idempotent_model
 from .named_settings_it3 import check_named
 from .objective_it3 import IdempotenceDistance, Objective
@@ -69,17 +69,18 @@ class TestTimeAdapter:
 
     def _configure(self, settings: AdaptationConfig) -> None:
         self._settings = settings
-        self.config = resolve_defaults(settings, self.model)
         self._lock = threading.RLock()
         self._build()
 
     def _build(self) -> None:
+        self._measured = measured_of(self.model)
+        self.config = resolve_defaults(self._settings, self.model)
         model_config, config = self.model.config, self.config
         self.task = Task.of(model_config)
         name = model_config.distance if config.distance is None else config.distance
         self.distance = IdempotenceDistance(name, self.task)
         objective = Objective(self.task, self.distance, config.diversity_weight)
-        self.shell = ModelShell(self.model, config.parameters)
+        self.shell = ModelShell(self.model, config.parameters, self._takes_steps)
         self.source_shell = ModelShell(self.model, None) if config.scope == "stream" else self.shell
         of_copies = settings_of_copies(self._settings, self.model) if config.average_answers == "always" else None
         self.shared = SharedAdaptation(self.shell, self.source_shell, config, objective, of_copies=of_copies)
@@ -92,6 +93,13 @@ class TestTimeAdapter:
         self._adapted_last = config.gate is None
         self._is_broken = False
         self._forget_counts()
+
+    @property
+    def _takes_steps(self) -> bool:
+        """Whether any number of images makes an optimizer step."""
+        scopes = {self.config.scope_of(1), self.config.scope_of(2)}
+        found = [resolve_defaults(self._settings.replace(scope=scope), self.model) for scope in scopes]
+        return any(one.augmentation_steps if one.scope == "average" else one.num_steps for one in found)
 
     def __getstate__(self) -> dict[str, Any]:
         # Locks can be neither copied nor pickled, and a copy makes its own shells.
@@ -138,7 +146,7 @@ class TestTimeAdapter:
 
     def _call(self, pixel_values: Tensor) -> AdaptationOutput:
         with gradients_allowed():
-            if self._is_broken or self.shell.is_stale():
+            if self._is_broken or self.shell.is_stale() or self._is_outdated():
                 self._rebuild()
             # Until the end is reached; an interrupted call may leave the shell's modules with other tensors.
             self._is_broken = self.stream is None
@@ -146,6 +154,11 @@ class TestTimeAdapter:
             output = self._adapt(pixel_values.to(self.model.dtype))
             self._is_broken = False
             return output
+
+    def _is_outdated(self) -> bool:
+        """Whether clean images were measured since; a running stream goes on as it began."""
+        has_begun = self.stream is not None and self.stream.num_steps > 0
+        return not has_begun and self._measured != measured_of(self.model)
 
     def _rebuild(self) -> None:
         if self.stream is not None and self.stream.num_steps:
@@ -354,6 +367,7 @@ class TestTimeAdapter:
                     "leaves no adapted weights behind; call with more images, or set single_image='batch'"
                 )
             adapted = copy.deepcopy(self.model)
+            adapted.unfreeze_classifier()
             parameters = dict(adapted.named_parameters())
             for name, value in zip(self.shell.names, self.shell.parameters, strict=True):
                 parameters[name].copy_(value)

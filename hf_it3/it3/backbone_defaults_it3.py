@@ -1,5 +1,6 @@
 """What adapts best depends on the backbone: the one table of measured defaults."""
 
+import copy
 from typing import Any
 
 from torch import nn
@@ -72,6 +73,12 @@ def corrects_copies(model: IdempotentModel) -> bool:
 def has_corrected_copies(config: AdaptationConfig, model: IdempotentModel) -> bool:
     """Whether settings leave it to the model to do so."""
     return config.augmentations > 1 and config.norm_statistics == "auto" and corrects_copies(model)
+
+
+def measured_of(model: IdempotentModel) -> tuple[Any, ...]:
+    """What the defaults depend on that training or calibration may measure later."""
+    reference = copy.deepcopy(model.config.reference_distance)
+    return reference, model.feature_statistics.is_measured, model.config.problem_type
 
 
 def resolve_defaults(config: AdaptationConfig, model: IdempotentModel) -> AdaptationConfig:

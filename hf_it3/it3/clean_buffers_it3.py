@@ -15,9 +15,10 @@ class CleanBuffers(nn.Module):
     """
 
     def add(self, **shapes: tuple[int, ...]) -> None:
-        """Registers buffers of these names and shapes."""
+        """Registers buffers of these names and shapes, in place of former ones and on their device."""
         for name, shape in shapes.items():
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
+            device = None if name not in self._buffers else self.get_buffer(name).device
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32, device=device))
 
     @torch.no_grad()
     def store(self, **values: Tensor) -> None:

@@ -11,6 +11,7 @@ from .loading_it3 import load
 from .origin_it3 import is_remote_code
 from .plain_module_it3 import ModuleConfig
 from .remote_code_it3 import write_code
+from .task_it3 import Task
 
 
 _Model = TypeVar("_Model", bound="HubModel")
@@ -80,6 +81,7 @@ class HubModel(IdempotentModel):
             ValueError: if the backbone could not be loaded again, or the configuration holds a callable.
         """
         self.check_saveable()
+        self.shift_reference.fit_to(Task.of(self.config).num_classes)
         if delta:
             self._hub_room("delta").save_delta(self, save_directory)
         else:

@@ -28,6 +28,8 @@ class IdempotentModel(PreTrainedModel):
 
         def freeze_classifier(self) -> None: ...
 
+        def unfreeze_classifier(self) -> None: ...
+
         # transformers puts a copy of a function there, which the type checker takes for an object without `self`.
         def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any: ...  # type: ignore[override]
 

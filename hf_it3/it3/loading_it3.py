@@ -96,10 +96,12 @@ def load(model_class: type, load_whole: Callable, name: Any, args: tuple, kwargs
         _weights_follow.reset(token)
     # An adapted model refers to its base by it.
     model.config._commit_hash = commit
-    if info["mismatched_keys"] and not keeps_mismatched:
-        key, saved_shape, shape = sorted(info["mismatched_keys"])[0]
+    # What was measured for another task than the configuration tells by now is nothing that the model needs.
+    mismatched = sorted(entry for entry in info["mismatched_keys"] if not entry[0].startswith("shift_reference."))
+    if mismatched and not keeps_mismatched:
+        key, saved_shape, shape = mismatched[0]
         raise ValueError(
-            f"{len(info['mismatched_keys'])} weights of {name} do not fit the configuration (num_labels="
+            f"{len(mismatched)} weights of {name} do not fit the configuration (num_labels="
             f"{model.config.num_labels}): {key} is saved as {tuple(saved_shape)}, expected {tuple(shape)}"
         )
     return model, info

@@ -31,6 +31,7 @@ from .hub_it3 import HubModel
 from .injection_it3 import CheckpointInSamePass, ForwardPass, running_pass
 from .injection_layer_it3 import connect_injection_layer, suggest_injection_layer
 from .modeling_cnn_it3 import init_like_torch
+from .shell_it3 import freeze_in_training, unfreeze_in_training
 from .shift_reference_it3 import ShiftReference
 from .task_it3 import Task
 
@@ -154,9 +155,14 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
         What the model answers without a label signal stays bit-identical from then on: parameters of the backbone no
         longer require gradients, and in training mode its layers work as in evaluation.
         """
-        self.backbone.requires_grad_(False)
+        freeze_in_training(self, [f"backbone.{name}" for name, _ in self.backbone.named_parameters()])
         self._classifier_is_frozen = True
         self.train(self.training)
+
+    def unfreeze_classifier(self) -> None:
+        """Lets training change whatever it was kept from, by `freeze_classifier` or by the trainer."""
+        unfreeze_in_training(self)
+        self._classifier_is_frozen = False
 
     def train(self: _Model, mode: bool = True) -> _Model:
         """As in every module; a classifier that is frozen stays in evaluation mode."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .alignment_it3 import Alignment
-from .batchnorm_it3 import SplitBatchNorm, noted_statistics
+from .batchnorm_it3 import NotedStatistics, SplitBatchNorm, noted_statistics
 
 
 logger = logging.get_logger(__name__)
@@ -42,6 +42,10 @@ class SeenStatistics:
         """Takes note of the statistics that the pass inside the block corrects the features of its images with."""
         with noted_statistics() as noted:
             yield
+        self.add(noted, num_images)
+
+    def add(self, noted: NotedStatistics, num_images: int) -> None:
+        """Takes note of the statistics that features of so many images were corrected with."""
         self._num_images = min(self._num_images + num_images, self._window)
         share = min(num_images / self._num_images, 1.0)
         for layer, (mean, variance) in noted.items():

@@ -4,8 +4,9 @@ import contextvars
 import copy
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,21 +35,47 @@ def norm_parameter_names(model: nn.Module) -> set[str]:
     return names
 
 
-def select_parameters(model: nn.Module, choice: str) -> dict[str, nn.Parameter]:
+def freeze_in_training(model: nn.Module, names: Iterable[str]) -> None:
+    """Keeps training from changing parameters; adaptation, which works on copies, may still change those that it could
+    before, as it may once the model was saved and loaded."""
+    parameters = dict(model.named_parameters())
+    frozen = {name for name in names if parameters[name].requires_grad}
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    model.frozen_in_training = frozen | frozen_in_training(model)  # type: ignore[assignment]
+
+
+def frozen_in_training(model: nn.Module) -> set[str]:
+    """Names of the parameters that `freeze_in_training` froze."""
+    return getattr(model, "frozen_in_training", set())
+
+
+def unfreeze_in_training(model: nn.Module) -> None:
+    """Lets training change those again."""
+    for name in frozen_in_training(model):
+        model.get_parameter(name).requires_grad_(True)
+    model.frozen_in_training = set()  # type: ignore[assignment]
+
+
+def select_parameters(model: nn.Module, choice: str, with_frozen: bool = False) -> dict[str, nn.Parameter]:
     """The parameters that adaptation may change, by name.
 
     Args:
         model (`nn.Module`): the model; neither parameters of its `embedder` nor those that do not require gradients
-            are ever selected.
+            are ever selected, but for what was frozen for training alone.
         choice (`str`): `"all"`, `"norm"`, `"bias"`, or a regular expression searched in the names.
+        with_frozen (`bool`): whether to select those that do not require gradients, too, where no steps are taken.
 
     Raises:
         ValueError: if nothing is selected.
     """
+    thawed = frozen_in_training(model)
     candidates = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if not name.startswith("embedder.") and parameter.is_floating_point() and parameter.requires_grad
+        if not name.startswith("embedder.")
+        and parameter.is_floating_point()
+        and (with_frozen or parameter.requires_grad or name in thawed)
     }
     if not candidates:
         raise ValueError(
@@ -116,6 +143,26 @@ class _Fingerprint:
         )
 
 
+class _LayerBuffers:
+    """The buffers of one layer of a shell, `own`, and those of the model, `given`, which they are copies of.
+
+    They are restored together: in training `torch.nn.functional.batch_norm` writes running statistics without a change
+    of their versions, and only the layer's count of batches tells.
+    """
+
+    def __init__(self, own: list[Tensor], given: list[Tensor]):
+        self.own, self.given = own, given
+        self.versions = _versions(*own, *given)
+
+    def restore(self) -> None:
+        """Gives buffers that were written to, on either side, the model's present values."""
+        if _versions(*self.own, *self.given) == self.versions:
+            return
+        for own, given in zip(self.own, self.given, strict=True):
+            own.copy_(given)
+        self.versions = _versions(*self.own, *self.given)
+
+
 class ModelShell:
     """A model's modules once more, around the same tensors except for the selected parameters, and for the buffers,
     which some backbones write to in eval mode, too: these are copies.
@@ -126,24 +173,26 @@ class ModelShell:
     Args:
         model (`nn.Module`): the model to shadow.
         choice (`str`, *optional*): which parameters may change, see [`select_parameters`]; `None`: nothing may.
+        takes_steps (`bool`): whether anything will change them; else frozen ones may be among them.
 
     Raises:
         ValueError: if weights are offloaded, not loaded, sharded or quantised, or nothing is selected.
     """
 
-    def __init__(self, model: nn.Module, choice: str | None):
+    def __init__(self, model: nn.Module, choice: str | None, takes_steps: bool = True):
         with torch.inference_mode(False), torch.no_grad():
             self.model = model
+            self.takes_steps = takes_steps
             self.fingerprint = _Fingerprint(model)
             check_adaptable(model)
-            selected = {} if choice is None else select_parameters(model, choice)
+            selected = {} if choice is None else select_parameters(model, choice, with_frozen=not takes_steps)
             self.names = list(selected)
             self.source: list[Tensor] = list(selected.values())
-            self.module = self._copy_around(model, {id(parameter) for parameter in self.source})
-            buffers = zip(self.module.buffers(), model.buffers(), strict=True)
-            self._buffers = [(own, given, _versions(own, given)) for own, given in buffers]
-            parameters = dict(self.module.named_parameters())
-            self.parameters: list[Tensor] = [parameters[name] for name in self.names]
+            memo: dict[int, Any] = {}
+            self.module = self._copy_around(model, {id(parameter) for parameter in self.source}, memo)
+            layers = [list(module.buffers(recurse=False)) for module in model.modules()]
+            self._layers = [_LayerBuffers([memo[id(given)] for given in layer], layer) for layer in layers if layer]
+            self.parameters: list[Tensor] = [memo[id(parameter)] for parameter in self.source]
             self.masters: list[Tensor] = [
                 parameter.detach().float().requires_grad_(True)
                 if parameter.dtype in (torch.float16, torch.bfloat16)
@@ -152,8 +201,7 @@ class ModelShell:
             ]
 
     @staticmethod
-    def _copy_around(model: nn.Module, selected: set[int]) -> nn.Module:
-        memo: dict[int, object] = {}
+    def _copy_around(model: nn.Module, selected: set[int], memo: dict[int, Any]) -> nn.Module:
         for parameter in model.parameters():
             if id(parameter) in selected:
                 memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=True)
@@ -163,6 +211,10 @@ class ModelShell:
             memo[id(buffer)] = buffer.detach().clone()
         if hasattr(model, "config"):
             memo[id(model.config)] = model.config
+        # Compiled code knows nothing of statistics that are chosen after it was compiled.
+        for module in reversed(list(model.modules())):
+            if (inner := unwrap(module)) is not module:
+                memo[id(module)] = copy.deepcopy(inner, memo)
         return copy.deepcopy(model, memo).eval()
 
     def is_stale(self) -> bool:
@@ -188,10 +240,8 @@ class ModelShell:
     @torch.no_grad()
     def restore_buffers(self) -> None:
         """Gives buffers that were written to, here or in the model, the model's present values."""
-        for index, (own, given, versions) in enumerate(self._buffers):
-            if _versions(own, given) != versions:
-                own.copy_(given)
-                self._buffers[index] = (own, given, _versions(own, given))
+        for layer in self._layers:
+            layer.restore()
 
     @torch.no_grad()
     def load(self, values: list[Tensor]) -> None:

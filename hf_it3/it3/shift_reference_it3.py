@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +106,18 @@ class ShiftReference(CleanBuffers):
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
+        self.channels = channels
+        self.num_classes = 0
+        self.fit_to(num_classes)
+
+    def fit_to(self, num_classes: int) -> None:
+        """Makes room for so many classes, and discards what was measured of another number of them.
+
+        A model is built before labels tell what task it has, or before somebody sets `config.problem_type`.
+        """
+        if num_classes == self.num_classes:
+            return
+        channels = self.channels
         rows = num_classes if num_classes * 2 * channels <= _MAX_CLASS_VALUES else 1
         limits = (len(GROUP_SIZES), len(LEVELS))
         self.add(
@@ -120,6 +133,11 @@ class ShiftReference(CleanBuffers):
             class_shares=(num_classes,),
         )
         self.num_classes = num_classes
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if (shares := state_dict.get(f"{prefix}class_shares")) is not None:
+            self.fit_to(len(shares))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def is_measured(self) -> bool:

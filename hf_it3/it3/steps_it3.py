@@ -14,7 +14,7 @@ from .adaptation_config_it3 import AdaptationConfig
 from .alignment_it3 import num_correcting_layers
 from .augmentation_it3 import Augmentation
 from .backbone_defaults_it3 import backbone_kind
-from .batchnorm_it3 import norm_statistics
+from .batchnorm_it3 import norm_statistics, noted_statistics
 from .distances_it3 import entropy
 from .injection_it3 import watched_features
 from .objective_it3 import Objective, move_average
@@ -112,7 +112,9 @@ class SharedAdaptation:
         if not alone and config.average_answers != "never" and config.augmentations > 1:
             self.augmentation = self.task.make_augmentation(config.augmentations, config.augmentation_kinds)
         self._less_sure = _LESS_SURE.get(backbone_kind(shell.model))
-        self.anchor_shell = ModelShell(shell.model, config.parameters) if config.anchor == "ema" else None
+        self.anchor_shell = None
+        if config.anchor == "ema":
+            self.anchor_shell = ModelShell(shell.model, config.parameters, shell.takes_steps)
         self.seen = SeenStatistics(shell.module, config.gate_window)
         self._optimizer: torch.optim.Optimizer | None = None
 
@@ -299,12 +301,14 @@ class SharedAdaptation:
         def answer(images: Tensor) -> Tensor:
             return self._answer(images, weights, num_layers)
 
-        logits = answer(images)
+        with noted_statistics() as noted:
+            logits = answer(images)
         early = self.task.predict(logits)
         changed = self.task.image_classes(early) != self.task.image_classes(first.y0.detach())
         least = self._less_sure if changed.float().mean() <= _CHANGED else _MUCH_LESS_SURE
         if entropy(corrected).mean() <= least * entropy(early).mean():
             return None
+        self.seen.add(noted, len(images))
         return self._average(images, logits, answer)
 
     def _image_weights(self, images: Tensor, answers: Tensor | None = None) -> Tensor | None:

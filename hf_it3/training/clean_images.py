@@ -13,8 +13,9 @@ from ..it3.agreement_it3 import DEPTHS, corrected_agreement, mirrored_agreement
 from ..it3.alignment_it3 import Sums, collected_statistics
 from ..it3.augmentation_it3 import middle_of
 from ..it3.backbone_defaults_it3 import DEFAULTS_OF_COPIES, corrects_copies
-from ..it3.interface_it3 import IdempotentModel
+from ..it3.interface_it3 import IdempotentModel, idempotent_model
 from ..it3.objective_it3 import IdempotenceDistance
+from ..it3.shell_it3 import ModelShell, unwrap
 from ..it3.shift_reference_it3 import Observation
 from ..it3.shift_test_it3 import observe
 from ..it3.steps_it3 import chosen_statistics, num_first_layers
@@ -27,13 +28,30 @@ logger = logging.get_logger(__name__)
 MAX_COMPARED = 2_000
 
 
+def uncompiled(model: IdempotentModel) -> IdempotentModel:
+    """The model itself, or where parts of it are compiled, a copy around its tensors as they are now, in eval mode:
+    compiled code neither tells its features nor corrects them."""
+    if all(unwrap(module) is module for module in model.modules()):
+        return model
+    return idempotent_model(ModelShell(model, None).module)
+
+
 def look_at_clean(
-    model: IdempotentModel, pixel_values: Tensor, sums: Sums, distance: IdempotenceDistance | None = None
+    model: IdempotentModel,
+    pixel_values: Tensor,
+    sums: Sums,
+    distance: IdempotenceDistance | None = None,
+    num_new: int | None = None,
 ) -> Observation:
-    """What a model in eval mode sees in clean images `(B, C, H, W)`, see [`observe`]; their features are added to
-    `sums`."""
-    with collected_statistics(sums):
-        return observe(model, pixel_values, distance)
+    """What a model in eval mode sees in clean images `(B, C, H, W)`, see [`observe`]; the features of the first
+    `num_new` of them, by default of all, are added to `sums`."""
+    if num_new is None or num_new == len(pixel_values):
+        with collected_statistics(sums):
+            return observe(model, pixel_values, distance)
+    if num_new:
+        with collected_statistics(sums):
+            observe(model, pixel_values[:num_new], distance)
+    return observe(model, pixel_values, distance)
 
 
 def store_reference(
@@ -55,6 +73,7 @@ def store_reference(
         `reference_distance`; `None`, with a warning and nothing stored, where a distance is not finite.
     """
     model.config.reference_distance = None
+    model.shift_reference.fit_to(Task.of(model.config).num_classes)
     model.shift_reference.forget()
     model.feature_statistics.forget()
     if infinite := int((~clean.distances.isfinite()).sum()):
@@ -140,6 +159,7 @@ class CleanReference:
     def store_in(self, model: IdempotentModel) -> None:
         """Gives that to a model."""
         model.config.reference_distance = None if self.distances is None else dict(self.distances)
+        model.shift_reference.fit_to(len(self.buffers["shift_reference.class_shares"]))
         for name, buffer in _clean_buffers(model):
             if not torch.equal(buffer, self.buffers[name].to(buffer.device)):
                 buffer.copy_(self.buffers[name])

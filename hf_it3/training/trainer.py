@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -21,8 +22,16 @@ from ..it3.shift_reference_it3 import Observation
 from ..it3.task_it3 import Task
 from ..utils import load_room
 from .checkpoints import check_whole, last_whole_checkpoint
-from .clean_images import MAX_COMPARED, classes_of_copies, look_at_clean, store_agreement, store_reference
+from .clean_images import (
+    MAX_COMPARED,
+    classes_of_copies,
+    look_at_clean,
+    store_agreement,
+    store_reference,
+    uncompiled,
+)
 from .trainer_defaults import (
+    check_metrics,
     check_optimizer,
     measure_targets,
     name_classes,
@@ -31,7 +40,7 @@ from .trainer_defaults import (
     with_our_arguments,
 )
 from .trainer_hub import PushingTrainer
-from .training_arguments import IT3TrainingArguments
+from .training_arguments import IT3TrainingArguments, replaced
 from .two_passes import TwoPassTrainer
 
 
@@ -42,6 +51,10 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 T = TypeVar("T")
+
+# Loaders with these arguments yield every image of the data set that they are asked for: no incomplete batch is left
+# out, and no workers persist, which transformers would hand out for the next data set again.
+_EVERY_IMAGE = {"dataloader_drop_last": False, "dataloader_persistent_workers": False}
 
 
 class IT3Trainer(PushingTrainer, TwoPassTrainer):
@@ -113,6 +126,7 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
     ):
         args = with_our_arguments(args)
         check_optimizer(args, (kwargs.get("optimizers") or [None])[0])
+        check_metrics(args, compute_metrics)
         given = (data_collator, processing_class)
         if model is not None:
             prepare_model(model, args)
@@ -259,13 +273,10 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
             self._reference_step = step
 
     def _adaptation_batches(self, dataloader: DataLoader) -> DataLoader:
-        """The same images in batches of those that adapt together, on each device."""
-        size = self.args.per_device_eval_batch_size
-        self.args.per_device_eval_batch_size = idempotent_model(self.model).config.adaptation.batch_size
-        try:
+        """All images in batches of those that adapt together, on each device."""
+        size = idempotent_model(self.model).config.adaptation.batch_size
+        with replaced(self.args, per_device_eval_batch_size=size, **_EVERY_IMAGE):
             return self.get_eval_dataloader(dataloader.dataset)
-        finally:
-            self.args.per_device_eval_batch_size = size
 
     @property
     def _task(self) -> Task:
@@ -274,6 +285,9 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
 
     def _metrics_of_task(self, prediction: EvalPrediction) -> dict[str, float]:
         """The default metrics."""
+        if not self.args.eval_do_concat_batches:
+            predictions, labels = (np.concatenate(part) for part in (prediction.predictions, prediction.label_ids))
+            prediction = EvalPrediction(predictions=predictions, label_ids=labels)
         return load_room("evaluation.metrics").metrics_of_task(self._task, prediction)
 
     def _for_metrics(self, logits: Any, labels: Tensor) -> Any:
@@ -315,14 +329,15 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         """
         dataset = self._clean_images if dataset is None else dataset
         model, gather = idempotent_model(self.model), self.accelerator.gather_for_metrics
+        watched = uncompiled(model)
         sums: Sums = {}
 
         def look(images: Tensor) -> Observation:
-            seen = look_at_clean(model, images, sums)
+            seen = look_at_clean(watched, images, sums, num_new=self._num_new(images))
             return Observation(*(gather(value) for value in vars(seen).values())).cpu()
 
         def change(images: Tensor) -> dict[str, Tensor]:
-            return gather(classes_of_copies(model, images))
+            return gather(classes_of_copies(watched, images))
 
         seen = self._look_at(first_rows(dataset, self.args.reference_images or None), look, "Reference distance")
         clean = Observation.join([Observation.empty(model.shift_reference), *seen])
@@ -331,6 +346,7 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         reference = store_reference(model, clean, gather_object([sums]))
         if reference is not None:
             # Now that the model has the statistics of clean features, which those of copies are corrected with.
+            watched = uncompiled(model)
             first = first_rows(dataset, min(len(clean), MAX_COMPARED))
             store_agreement(model, self._look_at(first, change, "Copies of clean images"))
         return reference
@@ -340,14 +356,19 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
         """The data set that is measured for test time, if there is one."""
         return self.train_dataset if self.reference_dataset is None else self.reference_dataset
 
+    def _num_new(self, images: Tensor) -> int:
+        """How many images of this process's batch, the first ones, are not there a second time to make the last
+        batches of all processes equally large."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return len(images)
+        return min(max(state.remainder - self.args.process_index * len(images), 0), len(images))
+
     def _look_at(self, dataset: Any, look: Callable[[Tensor], T], description: str) -> list[T]:
         """What is seen in the images of a data set, batch by batch, the last incomplete one included, while the model
         is in eval mode."""
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
+        with replaced(self.args, **_EVERY_IMAGE):
             batches = self.get_test_dataloader(dataset)
-        finally:
-            self.args.dataloader_drop_last = drop_last
         is_silent = self.args.disable_tqdm or not self.is_world_process_zero()
         found = []
         with frozen_modes(idempotent_model(self.model)):

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from ..data import LABEL_COLUMNS, class_names, collator_for, find_column, first_rows, image_processor_for
 from ..it3.interface_it3 import idempotent_model
-from ..it3.shell_it3 import norm_parameter_names
+from ..it3.shell_it3 import freeze_in_training, norm_parameter_names
 from ..it3.task_it3 import Task
 from .training_arguments import IT3TrainingArguments
 
@@ -75,6 +75,19 @@ def check_optimizer(args: IT3TrainingArguments, optimizer: Any) -> None:
         )
 
 
+def check_metrics(args: IT3TrainingArguments, compute_metrics: Callable | None) -> None:
+    """Refuses metrics batch by batch where there are none that can do it.
+
+    Raises:
+        ValueError: for `batch_eval_metrics` without `compute_metrics`.
+    """
+    if args.batch_eval_metrics and compute_metrics is None:
+        raise ValueError(
+            "batch_eval_metrics=True needs compute_metrics of yours that takes compute_result, because the default "
+            "metrics need all predictions at once; give one of your own, or leave batch_eval_metrics out"
+        )
+
+
 def name_classes(config: Any, dataset: Any, label_column: str | None) -> None:
     """Gives classes that still have transformers' placeholder names, LABEL_0 and so on, the names of the data set."""
     names = class_names(dataset, label_column)
@@ -115,5 +128,8 @@ def measure_targets(config: Any, dataset: Any, label_column: str | None) -> None
 def _freeze_backbone(model: nn.Module) -> None:
     """Leaves only the embedder and the normalisation layers trainable."""
     norms = norm_parameter_names(model)
+    trained = {name for name, _ in model.named_parameters() if name.startswith("embedder.") or name in norms}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith("embedder.") or name in norms)
+        if name in trained:
+            parameter.requires_grad_(True)
+    freeze_in_training(model, {name for name, _ in model.named_parameters()} - trained)

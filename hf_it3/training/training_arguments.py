@@ -1,6 +1,8 @@
 """Arguments of IT3Trainer."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,3 +65,14 @@ class IT3TrainingArguments(OwnArguments, TrainingArguments):
         copied = memo[id(self)] = object.__new__(type(self))
         vars(copied).update(copy.deepcopy(vars(self), memo))
         return copied
+
+
+@contextmanager
+def replaced(args: TrainingArguments, **values: Any) -> Iterator[None]:
+    """Inside the block, arguments have other values."""
+    before = {name: getattr(args, name) for name in values}
+    vars(args).update(values)
+    try:
+        yield
+    finally:
+        vars(args).update(before)

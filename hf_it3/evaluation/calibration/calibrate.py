@@ -20,6 +20,7 @@ from ...training.clean_images import (
     look_at_clean,
     store_agreement,
     store_reference,
+    uncompiled,
 )
 from ..images import ImageSource
 from ..inputs import load_model
@@ -174,8 +175,9 @@ def _measure_reference(model: IdempotentModel, own: AdaptationConfig, images: He
     distance = IdempotenceDistance(own.distance or model.config.distance, Task.of(model.config))
     clean = [Observation.empty(model.shift_reference)]
     sums: Sums = {}
+    watched = uncompiled(model)
     for pixel_values, _ in images.batches(images.conditions[0], images.num_batches):
-        clean.append(look_at_clean(model, pixel_values, sums, distance).cpu())
+        clean.append(look_at_clean(watched, pixel_values, sums, distance).cpu())
     seen = Observation.join(clean)
     if store_reference(model, seen, [sums], distance.name) is None:
         raise ValueError(
@@ -185,7 +187,8 @@ def _measure_reference(model: IdempotentModel, own: AdaptationConfig, images: He
     # With the statistics of clean features in place, which correct those of copies.
     num_batches = min(images.num_batches, math.ceil(MAX_COMPARED / own.batch_size))
     compared = images.batches(images.conditions[0], num_batches)
-    store_agreement(model, [classes_of_copies(model, pixel_values) for pixel_values, _ in compared])
+    watched = uncompiled(model)
+    store_agreement(model, [classes_of_copies(watched, pixel_values) for pixel_values, _ in compared])
     return CleanReference.of(model)
 
 
