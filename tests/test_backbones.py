@@ -11,6 +11,8 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
+    BertConfig,
+    BertForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     ResNetConfig,
@@ -487,3 +489,9 @@ def test_a_channels_last_layer_with_as_many_columns_as_channels_takes_the_signal
     features = model.backbone.norm(model.backbone.project(images).permute(0, 2, 3, 1))
     expected = model.backbone.head(features.mean((1, 2)) + model.embedder(signal))
     torch.testing.assert_close(model(images, label_signal=signal).logits, expected)
+
+
+def test_models_that_take_no_images_are_called_that():
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    with pytest.raises(ValueError, match="BertForSequenceClassification takes input_ids, not images"):
+        IT3ForImageClassification.from_backbone(BertForSequenceClassification(config))

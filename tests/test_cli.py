@@ -77,7 +77,8 @@ def test_env_prints_the_versions_that_matter(capsys):
     ("arguments", "message"),
     [
         ([], "required: COMMAND"),
-        (["trian"], "invalid choice: 'trian'"),
+        (["trian"], "invalid choice: 'trian'; did you mean train?"),
+        (["xyz"], "invalid choice: 'xyz'"),
         (["env", "--verbose"], "unrecognized arguments: --verbose"),
         (["train", "--split", "test"], "unrecognized arguments: --split test; did you mean --"),
         (["predict", "x", "y", "--topk", "2"], "unrecognized arguments: --topk 2; did you mean --top_k?"),

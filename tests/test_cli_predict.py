@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import pipeline
+from transformers import ResNetConfig, ResNetForImageClassification, pipeline
 
 from hf_it3.cli import main
 from hf_it3.data import in_reading_order
@@ -122,3 +122,41 @@ def test_where_nothing_can_be_written_nothing_is_classified(folder, trained_dire
     captured = capsys.readouterr()
     assert "is no file in an existing folder" in captured.err
     assert "Classifying" not in captured.err
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_files_that_cannot_be_read_are_named_and_the_others_answered(folder, trained_directory, capsys, writes):
+    answers = folder / "answers.jsonl"
+    options = ["--batch_size", "2", *(["--output", str(answers)] if writes else [])]
+    assert main(["predict", str(trained_directory), str(folder), *options]) == 0
+    expected = answers.read_text() if writes else capsys.readouterr().out
+    capsys.readouterr()
+    (folder / "b2.png").write_bytes((folder / "b.png").read_bytes()[:40])
+    (folder / "d.jpg").write_text("no picture")
+    assert main(["predict", str(trained_directory), str(folder), *options]) == 2
+    printed = capsys.readouterr()
+    told = answers.read_text() if writes else printed.out
+    assert [line.split()[:2] for line in told.splitlines()] == [line.split()[:2] for line in expected.splitlines()]
+    assert f"2 of 5 files cannot be read and have no answer, {folder / 'b2.png'} first: " in printed.err
+
+
+def test_where_no_file_can_be_read_nothing_is_written(folder, trained_directory, capsys):
+    (folder / "no").mkdir()
+    (folder / "no" / "d.jpg").write_text("no picture")
+    output = folder / "answers.jsonl"
+    assert main(["predict", str(trained_directory), str(folder / "no"), "--output", str(output)]) == 2
+    assert "1 of 1 files cannot be read" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_an_output_that_is_a_folder_is_called_that(folder, trained_directory, capsys):
+    assert main(["predict", str(trained_directory), str(folder), "--output", str(folder)]) == 2
+    assert f"but that folder; name a file, {folder / 'answers.jsonl'} for example" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["predict", "push"])
+def test_a_model_of_another_kind_is_called_that_before_anything_else(folder, capsys, command):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
+    ResNetForImageClassification(config).save_pretrained(folder / "plain")
+    assert main([command, str(folder / "plain"), "user/name" if command == "push" else str(folder)]) == 2
+    assert "holds a model of type 'resnet', which takes no label signal; wrap it with" in capsys.readouterr().err

@@ -325,3 +325,12 @@ def test_inspect_takes_segmentation_models(tmp_path, capsys):
     model.save_pretrained(tmp_path)
     assert main(["inspect", str(tmp_path)]) == 0
     assert "SegformerForSemanticSegmentation, 11 labels" in capsys.readouterr().out
+
+
+def test_a_model_that_will_be_replaced_is_named_before_training(tmp_path, capsys):
+    command = ["train", "--output_dir", str(tmp_path), "--max_steps", "1", "--max_train_samples", "8", "--do_train"]
+    told = []
+    for more in ([], [], ["--resume_from_checkpoint", "true"]):
+        main([*command, "--use_cpu", "--save_steps", "1", "--reference_images", "0", *more])
+        told.append("holds a model, which will be replaced at the end" in capsys.readouterr().err)
+    assert told == [False, True, False]

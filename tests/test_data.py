@@ -1,14 +1,18 @@
 """Data sets: their splits, rows and class names, streamed or not."""
 
+from typing import ClassVar
+
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trainer_fixtures import quiet_arguments, tiny
 from transformers import ViTConfig, ViTImageProcessorPil
 
-from hf_it3 import IT3ForImageClassification, IT3ImageProcessor
+from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, IT3Trainer
 from hf_it3.data import ImageCollator, class_names, first_rows, select_split
+from hf_it3.evaluation import evaluate_robustness
 from hf_it3.evaluation.pixels import pixel_collator
 from hf_it3.hub.adapted_model import adapt_to_images
 from hf_it3.it3.pipeline_it3 import IT3Pipeline
@@ -231,3 +235,48 @@ def test_arrays_that_are_no_images_are_named():
     rows = [{"image": np.zeros((4, 4, 3), np.uint8)}, {"image": np.full((4, 4, 3), -3.0)}]
     with pytest.raises(ValueError, match="image 1 of a batch cannot be processed"):
         ImageCollator(image_processor)(rows)
+
+
+class Pairs(torch.utils.data.Dataset):
+    """A data set as those of torchvision: pairs of image and label, and names of the classes."""
+
+    classes: ClassVar = [f"digit {number}" for number in range(10)]
+
+    def __init__(self, rows, transform=None):
+        self.rows, self.transform = rows, transform or (lambda image: image)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, position):
+        row = self.rows[position]
+        return self.transform(row["image"]), row["label"]
+
+
+@pytest.mark.parametrize("is_tensor", [False, True])
+def test_pairs_of_image_and_label_train_and_are_evaluated(digits, processor, tmp_path, is_tensor):
+    transform = (lambda image: processor(images=image, return_tensors="pt").pixel_values[0]) if is_tensor else None
+    pairs = Pairs(digits["train"].select(range(32)), transform)
+    results = []
+    for dataset in (pairs, digits["train"].select(range(32))):
+        model = tiny()
+        trainer = IT3Trainer(
+            model, quiet_arguments(tmp_path), train_dataset=dataset, eval_dataset=dataset, processing_class=processor
+        )
+        trainer.train()
+        results.append((trainer.evaluate()["eval_loss"], model.config.id2label))
+    assert results[0][0] == pytest.approx(results[1][0])
+    assert results[0][1][3] == "digit 3"
+    accuracies = [
+        evaluate_robustness(
+            model, one, corruptions="none", methods="none", image_processor=processor, show_progress=False
+        ).accuracy("clean", "none")
+        for one in (pairs, digits["train"].select(range(32)))
+    ]
+    assert accuracies[0] == accuracies[1]
+
+
+def test_rows_that_are_neither_are_refused_by_name(processor, tmp_path):
+    trainer = IT3Trainer(tiny(), quiet_arguments(tmp_path), train_dataset=[torch.rand(1, 16, 16)] * 8)
+    with pytest.raises(ValueError, match=r"must be dictionaries, or pairs \(image, label\), got a Tensor"):
+        trainer.train()

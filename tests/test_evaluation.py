@@ -9,6 +9,7 @@ import torch
 from clean_statistics import with_clean_statistics
 from PIL import Image
 from transformers import EfficientNetImageProcessor
+from transformers.utils import logging
 
 from hf_it3 import AdaptationConfig, TestTimeAdapter
 from hf_it3.corruptions import corrupt, list_corruptions, missing_corruptions
@@ -334,9 +335,10 @@ def test_iterators_and_empty_streams_are_refused(evaluate, digits):
         evaluate(dataset=Empty())
 
 
-def test_rows_without_names_are_refused(evaluate, train_rows):
-    with pytest.raises(ValueError, match="must be dictionaries, got a tuple; name its parts"):
-        evaluate(dataset=[tuple(row.values()) for row in train_rows[:4]])
+def test_rows_without_names_are_refused_unless_they_are_pairs(evaluate, train_rows):
+    match = r"must be dictionaries, or pairs \(image, label\), got a tuple; name its parts"
+    with pytest.raises(ValueError, match=match):
+        evaluate(dataset=[(*row.values(), "more") for row in train_rows[:4]])
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
@@ -434,3 +436,34 @@ def test_labels_that_are_no_class_are_refused_whatever_the_order_of_the_classes(
     source.dataset = [{**row, "label": label if position == 1 else 0} for position, row in enumerate(dataset)]
     with pytest.raises(ValueError, match=f"label {label} of image . in the batch is out of range"):
         list(source.batches("iid", 0, 3))
+
+
+class TestClassesOfOtherNames:
+    def renamed(self, digits, names):
+        labels = [label % len(names) for label in digits["test"]["label"][:16]]
+        rows = {"image": digits["test"]["image"][:16], "label": labels}
+        features = digits["test"].features.copy()
+        features["label"] = datasets.ClassLabel(names=names)
+        return datasets.Dataset.from_dict(rows, features=features)
+
+    @pytest.fixture
+    def named(self, model):
+        model.config.id2label = {number: str(number) for number in range(10)}
+        return model
+
+    def test_as_many_are_matched_by_position_which_is_said(self, named, processor, digits, caplog):
+        logging.get_logger("hf_it3").warning_once.cache_clear()
+        source = ImageSource(self.renamed(digits, list("abcdefghij")), processor, named.config)
+        assert source.label_map is None
+        assert "have other names than those of the model and are matched by position: 'a' as '0', 'j' as '9'" in (
+            caplog.text
+        )
+
+    def test_another_number_is_refused(self, named, processor, digits):
+        with pytest.raises(ValueError, match=r"has 8 classes \(a, b, c, ...\), and the model 10 of other names"):
+            ImageSource(self.renamed(digits, list("abcdefgh")), processor, named.config)
+
+    def test_models_without_names_take_any(self, model, processor, digits, caplog):
+        model.config.id2label = {number: f"LABEL_{number}" for number in range(10)}
+        assert ImageSource(self.renamed(digits, list("abcdefgh")), processor, model.config).label_map is None
+        assert "matched by position" not in caplog.text

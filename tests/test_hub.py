@@ -15,10 +15,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from PIL import Image
+from trainer_fixtures import measured_by_trainer
 from transformers import pipeline
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, IT3Trainer, IT3TrainingArguments, TestTimeAdapter
 from hf_it3.cli import main
+from hf_it3.it3.shift_test_it3 import ShiftTest
 
 
 hub, hub_client = hub_fixtures.hub, hub_fixtures.hub_client
@@ -257,6 +259,42 @@ class TestAdaptedModels:
         assert pipeline(TASK, model=str(folder))(str(image_folder / "00.png"), top_k=1)
         assert str(tmp_path) not in (folder / "README.md").read_text()
 
+    def test_it_is_said_what_changed(self, model, processor, images, image_folder, tmp_path, capsys, monkeypatch):
+        """Nothing where the gate stays closed, the statistics alone where no step is taken."""
+        measured_by_trainer(model, images, tmp_path / "runs")
+        trained_directory = str(tmp_path / "measured")
+        model.save_pretrained(trained_directory)
+        processor.save_pretrained(trained_directory)
+        folders = [str(tmp_path / name) for name in ("closed", "statistics")]
+        with monkeypatch.context() as closed:
+            closed.setattr(ShiftTest, "opens", lambda self, groups, scores: torch.zeros(1, dtype=torch.bool))
+            assert main(["adapt", trained_directory, str(image_folder), "--output_dir", folders[0]]) == 0
+        assert "so nothing changed; --no_gate adapts anyway" in capsys.readouterr().out
+        options = ["--output_dir", folders[1], "--no_gate", "--num_steps", "0"]
+        assert main(["adapt", trained_directory, str(image_folder), *options]) == 0
+        printed = capsys.readouterr().out
+        assert "adapted to 16 images in 0 steps" in printed
+        assert "the weights took over the statistics of the images; no optimizer step was taken" in printed
+        assert "nothing changed" not in printed
+        base, closed, _ = map(IT3ForImageClassification.from_pretrained, (trained_directory, *folders))
+        assert same_weights(base, closed)
+
+    def test_the_model_itself_is_not_replaced_and_another_one_not_without_a_word(
+        self, trained_directory, image_folder, tmp_path, capsys
+    ):
+        before = Path(trained_directory, "model.safetensors").read_bytes()
+        link = tmp_path / "link"
+        link.symlink_to(trained_directory)
+        assert main(["adapt", trained_directory, str(image_folder), "--output_dir", str(link)]) == 2
+        assert "is MODEL itself, which the adapted model would replace" in capsys.readouterr().err
+        assert Path(trained_directory, "model.safetensors").read_bytes() == before
+        command = ["adapt", trained_directory, str(image_folder), "--output_dir", str(tmp_path / "other")]
+        told = []
+        for _ in range(2):
+            assert main(command) == 0
+            told.append("holds a model, which will be replaced at the end" in capsys.readouterr().err)
+        assert told == [False, True]
+
     def test_where_the_base_model_lay_is_not_told(self, model, trained_directory, shifted_images, tmp_path):
         adapter = TestTimeAdapter(model, gate=None)
         adapter(shifted_images)
@@ -345,6 +383,7 @@ class TestDatasets:
     COMMANDS = """
 import sys
 from hf_it3.cli import main
+from hf_it3.it3.shift_test_it3 import ShiftTest
 
 data, model, output = sys.argv[1:]
 train = ["train", "--dataset", data, "--do_train", "--max_steps", "2", "--output_dir", output]

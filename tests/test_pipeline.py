@@ -503,6 +503,12 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"^image 4 \('missing.png'\) cannot be classified"):
             next(results)
 
+    def test_paths_that_are_no_files_are_called_that(self, classifier, pictures, tmp_path):
+        with pytest.raises(ValueError, match=r"^image 1 \(.*missing\.JPEG'\) cannot be .*: there is no such file"):
+            classifier([pictures[0], str(tmp_path / "missing.JPEG")])
+        with pytest.raises(ValueError, match="cannot be classified: it is a folder; give the files in it"):
+            classifier(str(tmp_path))
+
     @pytest.mark.parametrize("path", ["missing.png", "../nowhere"])
     def test_a_url_that_leads_nowhere_is_named(self, classifier, urls, path):
         url = urls[0].rpartition("/")[0] + "/" + path

@@ -278,3 +278,21 @@ def test_its_configuration_and_its_card_name_the_class(tmp_path):
     assert "\nbackbone = Network()\nclassifier = pipeline(" in card
     assert 'model_kwargs={"backbone": backbone})' in card
     assert "with the same name and `backbone=backbone`, the model itself" in card
+
+
+def test_a_module_that_returns_probabilities_is_told_so_once(caplog):
+    class Soft(nn.Module):
+        def __init__(self, is_soft):
+            super().__init__()
+            self.stem, self.head, self.is_soft = nn.Conv2d(1, 4, 3), nn.Linear(4, 3), is_soft
+
+        def forward(self, pixel_values):
+            logits = self.head(self.stem(pixel_values).mean((2, 3)))
+            return logits.softmax(-1) if self.is_soft else logits
+
+    images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    for is_soft in (False, True):
+        model = IT3ForImageClassification.from_backbone(Soft(is_soft), num_labels=3, injection_layer="stem")
+        for _ in range(2):
+            model(images, labels=labels).loss.backward()
+        assert caplog.text.count("Soft seems to return probabilities") == is_soft

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from trainer_fixtures import tiny, weights
 from transformers import ResNetConfig, Seq2SeqTrainingArguments, TrainingArguments, set_seed
 
-from hf_it3 import IT3Config, IT3ForImageClassification, IT3Trainer, IT3TrainingArguments
+from hf_it3 import IT3Config, IT3ForImageClassification, IT3ImageProcessor, IT3Trainer, IT3TrainingArguments
 
 
 arguments, rows = trainer_fixtures.arguments, trainer_fixtures.rows
@@ -276,3 +276,13 @@ def test_cross_entropy_is_what_falls(arguments, rows):
     before = F.cross_entropy(model.eval()(images).logits, labels).item()
     IT3Trainer(model, arguments(max_steps=30), train_dataset=rows).train()
     assert F.cross_entropy(model.eval()(images).logits, labels).item() < before
+
+
+def test_the_image_processor_is_saved_with_a_model_that_was_trained_with_it(arguments, rows, processor, tmp_path):
+    model = tiny()
+    model.save_pretrained(tmp_path / "before")
+    assert not (tmp_path / "before" / "preprocessor_config.json").exists()
+    IT3Trainer(model, arguments(), train_dataset=rows, processing_class=processor).train()
+    model.save_pretrained(tmp_path / "after")
+    loaded = IT3ImageProcessor.from_pretrained(tmp_path / "after")
+    assert loaded.to_dict() == processor.to_dict()

@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = next((argument for argument in arguments if argument in COMMANDS), None)
     only_explains = not {"-h", "--help"}.isdisjoint(arguments)
     parser = build_parser(command, only_explains)
+    first = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if command is None and first is not None and (close := difflib.get_close_matches(first, COMMANDS, n=2)):
+        parser.error(f"invalid choice: {first!r}; did you mean {' or '.join(close)}?")
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.error(_unknown_options(unknown, set(vars(parsed)) - _NO_OPTIONS))

@@ -5,8 +5,9 @@ should mix the classes and folders are sorted by class.
 """
 
 import argparse
+import os
 
-from .options import add_shared, check_source
+from .options import add_shared, check_source, warn_of_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "private", "include_code", "no_progress")
 
 
+def _check_output(model: str, output_dir: str) -> None:
+    """Refuses to replace the model that is adapted, and says so of any other one."""
+    if os.path.isdir(model) and os.path.realpath(model) == os.path.realpath(output_dir):
+        raise ValueError(
+            f"--output_dir {output_dir} is MODEL itself, which the adapted model would replace; name another folder"
+        )
+    warn_of_model(output_dir)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Adapts, saves, pushes, and prints what was done."""
     from huggingface_hub.utils import validate_repo_id
@@ -40,6 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"--delta refers to the model by its name on the Hub, and {arguments.model} is here alone; push it first, "
             "or leave --delta out"
         )
+    if arguments.output_dir is not None:
+        _check_output(arguments.model, arguments.output_dir)
     if len(arguments.images) == 1:
         check_source("image file or data set", arguments.images[0])
     if arguments.push is not None:
@@ -63,8 +75,10 @@ def run(arguments: argparse.Namespace) -> None:
     )
     counts = model.config.base_model or {}
     print(f"adapted to {counts['num_images']} images in {counts['num_steps']} steps")
-    if not counts["num_steps"] and not arguments.no_gate and arguments.num_steps != 0:
+    if not counts["num_images"] and not arguments.no_gate:
         print("the gate found the images like the training images, so nothing changed; --no_gate adapts anyway")
+    elif counts["num_images"] and not counts["num_steps"]:
+        print("the weights took over the statistics of the images; no optimizer step was taken")
     if arguments.output_dir is not None:
         path = save_adapted(model, arguments.output_dir, delta=arguments.delta, include_code=arguments.include_code)
         print(f"saved in {path}")

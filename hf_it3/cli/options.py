@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,15 @@ def check_source(what: str, name: str) -> None:
         validate_repo_id(name)
     except HFValidationError:
         raise ValueError(f"{what} {name!r} does not exist; give a path that does, or a name on the Hub") from None
+
+
+def warn_of_model(output_dir: str) -> None:
+    """Says that a folder holds a model that will be replaced, while it can still be saved."""
+    if os.path.isfile(os.path.join(output_dir, "model.safetensors")):
+        print(
+            f"hf-it3: {output_dir} holds a model, which will be replaced at the end; another --output_dir keeps it",
+            file=sys.stderr,
+        )
 
 
 def _named_sources(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:

@@ -52,19 +52,50 @@ def run(arguments: argparse.Namespace) -> None:
     settings |= {"average_answers": arguments.average_answers} if arguments.average_answers else {}
     settings |= {"gate": None} if arguments.no_gate else {}
     batch_size = arguments.batch_size or answer.model.config.adaptation.batch_size
-    answers: list[Any] = [None] * len(files)
+    answers: dict[int, Any] = {}
+    unreadable: dict[int, str] = {}
     reading = in_reading_order(list(range(len(files))), arguments.order, arguments.seed)
     starts = range(0, len(files), batch_size)
     for start in tqdm(starts, report.title, unit="batch", file=sys.stderr, disable=arguments.no_progress):
         batch = reading[start : start + batch_size]
-        given = answer([str(files[position]) for position in batch], adaptation_batch_size=batch_size, **settings)
+        try:
+            given = answer([str(files[one]) for one in batch], adaptation_batch_size=batch_size, **settings)
+        except ValueError:
+            reasons = {one: reason for one in batch if (reason := _why_unreadable(files[one])) is not None}
+            if not reasons:
+                raise
+            unreadable |= reasons
+            batch = [one for one in batch if one not in reasons]
+            paths = [str(files[one]) for one in batch]
+            given = answer(paths, adaptation_batch_size=batch_size, **settings) if batch else []
         for position, entries in zip(batch, given, strict=True):
             answers[position] = report.keep(entries, answer.model.config)
-    if report.output is not None:
-        report.write(files, answers)
-        return
-    for file, entries in zip(files, answers, strict=True):
-        print(f"{file}\t" + "\t".join(f"{entry['label']} {entry['score']:.3f}" for entry in entries))
+    answered = sorted(answers)
+    if report.output is not None and answers:
+        report.write([files[position] for position in answered], [answers[position] for position in answered])
+    elif report.output is None:
+        for position in answered:
+            entries = "\t".join(f"{entry['label']} {entry['score']:.3f}" for entry in answers[position])
+            print(f"{files[position]}\t{entries}")
+    if unreadable:
+        sys.stdout.flush()
+        first = min(unreadable)
+        raise ValueError(
+            f"{len(unreadable)} of {len(files)} files cannot be read and have no answer, {files[first]} first: "
+            f"{unreadable[first]}"
+        )
+
+
+def _why_unreadable(file: Path) -> str | None:
+    """What is wrong with an image file; `None` if nothing is."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except Exception as error:  # PIL reports some broken files as SyntaxError
+        return " ".join(str(error).split())[:200]
+    return None
 
 
 class _Classes:
@@ -74,7 +105,12 @@ class _Classes:
 
     def __init__(self, arguments: argparse.Namespace):
         self.output = output = None if arguments.output is None else Path(arguments.output)
-        if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        if output is not None and output.is_dir():
+            raise ValueError(
+                f"--output {output} is no file in an existing folder but that folder; name a file, "
+                f"{output / 'answers.jsonl'} for example"
+            )
+        if output is not None and not output.parent.is_dir():
             raise ValueError(
                 f"--output {output} is no file in an existing folder; make the folder {output.parent} first"
             )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data import DIGITS, SCENES
 from ..training.training_arguments import IT3TrainingArguments
+from .options import warn_of_model
 from .train import CNN, SEGFORMER, SEGMENTATION, DataArguments, ModelArguments
 
 
@@ -96,6 +97,8 @@ def train(
     if hasattr(rows, "__getitem__"):
         trainer.data_collator([rows[0]])  # so that what no batch can be made of is told before the progress bar
     if arguments.do_train:
+        if arguments.resume_from_checkpoint is None and trainer.is_world_process_zero():
+            warn_of_model(str(arguments.output_dir))
         result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
         trainer.save_model()
         trainer.save_state()

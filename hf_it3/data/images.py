@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -186,19 +186,45 @@ def find_column(columns: Iterable[str], candidates: tuple[str, ...], given: str 
     )
 
 
+def as_row(row: Any, image_column: str | None = None, label_column: str | None = None) -> Mapping[str, Any]:
+    """A row of a data set by the names of its columns; pairs `(image, label)`, as data sets of torchvision hold them,
+    get the given names or else `image` and `label`.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(row, Mapping):
+        return row
+    if isinstance(row, (tuple, list)) and len(row) == 2:
+        return {image_column or "image": row[0], label_column or "label": row[1]}
+    raise ValueError(
+        f"the rows of a data set must be dictionaries, or pairs (image, label), got a {type(row).__name__}; name its "
+        "parts, as in {'image': image, 'label': label}"
+    )
+
+
 def class_names(dataset: Any, label_column: str | None = None) -> list[str] | None:
     """The names of a data set's classes, in the order of its labels; None if it does not know them.
 
     Args:
-        dataset: a `datasets.Dataset`, streamed or not; anything else has no names.
+        dataset: a `datasets.Dataset`, streamed or not, or a data set with `classes`, as those of torchvision have;
+            anything else has no names.
         label_column (`str`, *optional*): by default the usual names.
     """
     from datasets import ClassLabel
 
-    features = getattr(dataset, "features", None) or {}
+    features = getattr(dataset, "features", None)
+    if features is None:
+        return _names_of_torchvision(dataset)
     candidates = LABEL_COLUMNS if label_column is None else (label_column,)
     feature = next((features[name] for name in candidates if name in features), None)
     return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def _names_of_torchvision(dataset: Any) -> list[str] | None:
+    classes = getattr(dataset, "classes", None)
+    is_names = isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes)
+    return list(classes) if is_names and classes else None
 
 
 def mean_and_std(image_processor: Any) -> tuple[Any, Any]:
@@ -214,7 +240,7 @@ def as_bytes(pixels: Tensor) -> list[np.ndarray]:
 
 
 class ImageCollator:
-    """Turns rows with an image and a label into a batch `{"pixel_values", "labels"}`.
+    """Turns rows with an image and a label, dictionaries or pairs, into a batch `{"pixel_values", "labels"}`.
 
     Rows that carry `pixel_values` already (tensors) are stacked as they are. Class indices of any integer type become
     int64.
@@ -244,14 +270,15 @@ class ImageCollator:
         self.label_column = label_column
         self.num_labels = num_labels
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
+        rows = [as_row(row, self.image_column, self.label_column) for row in rows]
         image_column, label_column = self._columns(rows[0])
         batch = {"pixel_values": self._pixel_values([row[image_column] for row in rows])}
         if label_column is not None:
             batch["labels"] = self._labels(label_column, [row[label_column] for row in rows])
         return batch
 
-    def _columns(self, row: dict[str, Any]) -> tuple[str, str | None]:
+    def _columns(self, row: Mapping[str, Any]) -> tuple[str, str | None]:
         """The column of the images and, if there is one, that of the labels."""
         image_column = find_column(row, IMAGE_COLUMNS, self.image_column, "image")
         if self.label_column is None and not any(name in row for name in self.label_columns):

@@ -1,6 +1,7 @@
 """Batches of images with the class of every pixel."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..it3.task_it3 import check_label_range
-from .images import ImageCollator
+from .images import ImageCollator, as_row
 
 
 MAP_COLUMNS = ("annotation", "label", "labels", "mask")
@@ -50,7 +51,8 @@ class SegmentationCollator(ImageCollator):
         arguments = inspect.signature(getattr(image_processor, "preprocess", image_processor)).parameters
         self._processes_maps = "segmentation_maps" in arguments
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
+        rows = [as_row(row, self.image_column, self.label_column) for row in rows]
         image_column, label_column = self._columns(rows[0])
         images = [row[image_column] for row in rows]
         if label_column is None:

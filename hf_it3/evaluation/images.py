@@ -11,11 +11,16 @@ import torch
 from datasets import IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from transformers.utils import logging
 
-from ..data import IMAGE_COLUMNS, find_column, label_columns_of
+from ..data import IMAGE_COLUMNS, as_row, find_column, label_columns_of
 from ..it3.configuration_it3 import IT3Config
 from ..it3.task_it3 import Task
 from .pixels import pixel_collator
+
+
+logger = logging.get_logger(__name__)
 
 
 ORDERS = ("iid", "class-sorted", "mixed", "continual")
@@ -66,7 +71,7 @@ class ImageSource:
         num_samples: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ):
-        self.dataset = dataset
+        self.dataset = dataset = _with_names(dataset, image_column, label_column)
         self.cache_bytes = cache_bytes
         self.num_samples = num_samples
         self.is_streaming = not hasattr(dataset, "__len__")
@@ -181,6 +186,35 @@ class ImageSource:
         return batch["pixel_values"], labels.long()
 
 
+class _Rows(TorchDataset):
+    """Pairs of image and label as rows with names.
+
+    Args:
+        pairs: the data set.
+        names: of its columns, `None` for the usual ones.
+    """
+
+    def __init__(self, pairs: Any, *names: str | None):
+        self.pairs = pairs
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, position: int) -> Mapping[str, Any]:
+        if position >= len(self):
+            raise IndexError(position)
+        return as_row(self.pairs[position], *self.names)
+
+
+def _with_names(dataset: Any, *names: str | None) -> Any:
+    """A data set of rows with names; one of pairs gets them."""
+    is_list = hasattr(dataset, "__len__") and not isinstance(dataset, Mapping)
+    if hasattr(dataset, "column_names") or not is_list or not len(dataset):
+        return dataset
+    return dataset if isinstance(dataset[0], Mapping) else _Rows(dataset, *names)
+
+
 def _columns(dataset: Any) -> list[str]:
     """The columns that a data set names, or those of its first row."""
     if columns := getattr(dataset, "column_names", None):
@@ -188,22 +222,33 @@ def _columns(dataset: Any) -> list[str]:
     row = next(iter(dataset), None)
     if row is None:
         raise ValueError(_EMPTY)
-    if not isinstance(row, Mapping):
-        raise ValueError(
-            f"the rows of a data set must be dictionaries, got a {type(row).__name__}; name its parts, as in "
-            "{'image': image, 'label': label}"
-        )
-    return list(row)
+    return list(as_row(row))
 
 
 def _label_map(dataset: Any, label_column: str, config: IT3Config) -> list[int] | None:
-    """The model's index of each class of the data set; `None` where they agree or have other names."""
+    """The model's index of each class of the data set; `None` where they agree, and where none has a known name, so
+    that they are matched by position.
+
+    Raises:
+        ValueError: for another number of classes of other names.
+    """
     features = getattr(dataset, "features", None) or {}
     names = getattr(features.get(label_column), "names", None)
     ours = [config.id2label[number] for number in range(config.num_labels)]
-    if not names or list(names) == ours or not set(names) <= set(ours):
+    if not names or list(names) == ours or ours == [f"LABEL_{number}" for number in range(config.num_labels)]:
         return None
-    return [ours.index(name) for name in names]
+    if set(names) <= set(ours):
+        return [ours.index(name) for name in names]
+    if len(names) != len(ours):
+        raise ValueError(
+            f"the data set has {len(names)} classes ({', '.join(names[:3])}, ...), and the model {len(ours)} of other "
+            f"names ({', '.join(ours[:3])}, ...); rename them as in config.id2label, or take another data set"
+        )
+    logger.warning_once(
+        f"classes of the data set have other names than those of the model and are matched by position: {names[0]!r} "
+        f"as {ours[0]!r}, {names[-1]!r} as {ours[-1]!r}"
+    )
+    return None
 
 
 def _mapped(label: Any, label_map: list[int]) -> Any:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from ..it3.config_checks_it3 import check_values
-from ..it3.loading_it3 import DELTA_NAME, is_delta
+from ..it3.loading_it3 import DELTA_NAME, check_kind, is_delta
 from ..it3.remote_code_it3 import write_code
 from ..utils import noting
 from .card_merging import CARD_NAME, is_edited, load_card, merge_cards, rename_card
@@ -164,7 +164,7 @@ def model_files(directory: Path) -> list[Path]:
     """Lists the files of a saved model to push, after checking that it is complete.
 
     Raises:
-        ValueError: if the configuration or the weights are missing, corrupt or pickled.
+        ValueError: if the configuration or the weights are missing, corrupt or pickled, or of a model of another kind.
     """
     config_file = directory / "config.json"
     if not config_file.is_file():
@@ -174,6 +174,7 @@ def model_files(directory: Path) -> list[Path]:
     except ValueError as error:
         raise ValueError(f"{config_file} is not valid JSON: {error}") from error
     check_values(config, f"{config_file}: ")
+    check_kind(directory, config, "IT3ForImageClassification")
     expected = _expected_weights(directory, is_delta(config.get("base_model")))
     for name in expected:
         try:

@@ -225,6 +225,11 @@ class AdaptingPipeline(Pipeline):
             return match_channels(to_array(image, getattr(self.image_processor, "do_rescale", True)), channels)
         if isinstance(image, (str, os.PathLike)):
             path = os.fspath(image)
+            if os.path.isdir(path):
+                raise ValueError("it is a folder; give the files in it")
+            is_file_name = os.path.splitext(path)[1].lower() in Image.registered_extensions()  # base64 has no dot
+            if is_file_name and not os.path.isfile(path) and not path.startswith(("http://", "https://")):
+                raise ValueError("there is no such file")
             # Opened here where possible: the stock loader turns everything to RGB, 16-bit images badly.
             image = Image.open(path) if os.path.isfile(path) else load_image(path, timeout=timeout)
         if not isinstance(image, Image.Image):

@@ -188,6 +188,7 @@ def take_over(
         backbone = copy_module(backbone)
     else:
         backbone = _load(os.fspath(backbone), config_values, loading)
+    _check_input(backbone)
     if not isinstance(backbone, PreTrainedModel):
         return backbone, {**config_values, "backbone_config": _module_config(backbone, config_values, backbone_kwargs)}
     backbone.config.architectures = [type(backbone).__name__]
@@ -206,6 +207,12 @@ def take_over(
             f"...{HEADS[task].suffix}, or the name of the checkpoint"
         )
     return HeadlessClassifier(backbone, IT3Config(**values).num_labels), values
+
+
+def _check_input(backbone: nn.Module) -> None:
+    name = getattr(backbone, "main_input_name", "pixel_values") if isinstance(backbone, PreTrainedModel) else None
+    if name not in (None, "pixel_values"):
+        raise ValueError(f"{type(backbone).__name__} takes {name}, not images; wrap a model that takes pixel_values")
 
 
 def _with_ignored_label(config_values: dict[str, Any], backbone: PreTrainedConfig) -> dict[str, Any]:

@@ -67,7 +67,8 @@ class HubModel(IdempotentModel):
         repo_id: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Saves weights, embedder and signal statistics included, and configuration; see `PreTrainedModel`.
+        """Saves weights, embedder and signal statistics included, and configuration; see `PreTrainedModel`. The image
+        processor that the model was trained with goes along, so that a pipeline finds one.
 
         Args:
             save_directory (`str` or `PathLike`): where to save.
@@ -92,6 +93,9 @@ class HubModel(IdempotentModel):
                 super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
             finally:
                 self.config.base_model = own
+        processor: Any = getattr(self, "_image_processor", None)
+        if is_main_process and hasattr(processor, "save_pretrained"):
+            processor.save_pretrained(save_directory)
         if is_main_process and (include_code or is_remote_code(self)):
             write_code(save_directory)
         if push_to_hub:

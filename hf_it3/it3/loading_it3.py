@@ -72,7 +72,7 @@ def load(model_class: type, load_whole: Callable, name: Any, args: tuple, kwargs
         saved, _ = IT3Config.get_config_dict(name, **of_hub(kwargs))
         if not saved and kwargs.get("config") is None:
             raise OSError(f"{name} has no config.json, which says what model the weights belong to")
-        _check_kind(name, saved, model_class)
+        check_kind(name, saved, model_class.__name__)
         _bring_backbone(name, saved, kwargs)
         kwargs.pop("trust_remote_code", None)  # nothing else here is code of a stranger's
     token = _weights_follow.set(True)
@@ -107,13 +107,13 @@ def load(model_class: type, load_whole: Callable, name: Any, args: tuple, kwargs
     return model, info
 
 
-def _check_kind(name: Any, saved: dict[str, Any], model_class: type) -> None:
+def check_kind(name: Any, saved: dict[str, Any], model_class: str) -> None:
     """Refuses the checkpoint of another kind of model, with the way to wrap it."""
     kind = saved.get("model_type")
     if kind not in (None, IT3Config.model_type):
         raise ValueError(
             f"{name} holds a model of type {kind!r}, which takes no label signal; wrap it with "
-            f"{model_class.__name__}.from_backbone({str(name)!r}), and train it with IT3Trainer"
+            f"{model_class}.from_backbone({str(name)!r}), and train it with IT3Trainer"
         )
 
 

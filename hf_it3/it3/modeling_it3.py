@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -31,6 +32,7 @@ from .hub_it3 import HubModel
 from .injection_it3 import CheckpointInSamePass, ForwardPass, running_pass
 from .injection_layer_it3 import connect_injection_layer, suggest_injection_layer
 from .modeling_cnn_it3 import init_like_torch
+from .plain_module_it3 import ModuleConfig, warn_of_probabilities
 from .shell_it3 import freeze_in_training, unfreeze_in_training
 from .shift_reference_it3 import ShiftReference
 from .task_it3 import Task
@@ -111,6 +113,7 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
     # The task of the class, as in `IT3Config.task`.
     task: str = CLASSIFICATION
     _classifier_is_frozen = False
+    _logits_are_checked = False
     # What `forward` returns.
     output_class: type[ModelOutput] = IT3ImageClassifierOutput
 
@@ -262,6 +265,8 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
         first = self._run(pixel_values, label_signal, **kwargs)  # f(x), or f(x, s) of a signal that is given
         if labels is None:
             return self._output(first, return_dict)
+        if not self._logits_are_checked and not torch.compiler.is_compiling():
+            self._check_logits(first[0])
         task = Task.of(self.config, labels)
         labels = task.fit_labels(labels, first[0])
         classification_loss = task.loss(first[0], labels)
@@ -280,6 +285,11 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
             classification_loss=classification_loss.detach(),
             idempotence_loss=idempotence_loss.detach(),
         )
+
+    def _check_logits(self, logits: Tensor) -> None:
+        self._logits_are_checked = True
+        if isinstance(self.config.backbone_config, ModuleConfig) and len(logits) and self.config.num_labels > 1:
+            warn_of_probabilities(logits, self.backbone)
 
     def _run(self, pixel_values: Tensor, label_signal: Tensor | None, **kwargs: Any) -> tuple[Tensor, Any]:
         """One pass through the backbone: its logits and its whole output."""

@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 class ModuleConfig(PreTrainedConfig):
@@ -126,3 +130,13 @@ def why_not_saveable(module: nn.Module) -> str | None:
         if value.numel() and (other := seen.setdefault(id(value), name)) != name:
             return f"{other} and {name} are the same tensor, which safetensors does not hold twice"
     return None
+
+
+def warn_of_probabilities(logits: Tensor, backbone: nn.Module) -> None:
+    """Says so where what a module returns, `(B, num_labels, ...)`, looks like probabilities."""
+    values = logits.detach().float()
+    if logits.shape[1] > 1 and values.min() >= 0 and (values.sum(1) - 1).abs().max() < 1e-3:
+        logger.warning(
+            f"{type(backbone).__name__} seems to return probabilities: its outputs are not negative and sum to 1. "
+            "The losses and the label signal take logits; leave out the softmax at its end"
+        )

@@ -14,7 +14,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_cnn_it3 import IT3CNNConfig
 from .configuration_it3 import CLASSIFICATION, SEGMENTATION, IT3Config
 from .image_processing_it3 import IT3ImageProcessor
-from .loading_it3 import of_hub
+from .loading_it3 import check_kind, of_hub
 from .modeling_cnn_it3 import IT3CNNForImageClassification
 from .modeling_it3 import IT3ForImageClassification, IT3PreTrainedModel
 from .modeling_segmentation_it3 import IT3ForSemanticSegmentation
@@ -79,8 +79,10 @@ def pipeline_task(name: Any, **kwargs: Any) -> str:
 
     Raises:
         OSError: if there is no such model.
+        ValueError: if it is of another kind.
     """
     saved = saved_configuration(name, **kwargs)
+    check_kind(name, saved, IT3ForImageClassification.__name__)
     return SEGMENTATION_TASK if saved.get("task") == SEGMENTATION else TASK
 
 

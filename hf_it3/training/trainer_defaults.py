@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 from transformers import TrainingArguments
 
-from ..data import LABEL_COLUMNS, class_names, collator_for, find_column, first_rows, image_processor_for
+from ..data import LABEL_COLUMNS, as_row, class_names, collator_for, find_column, first_rows, image_processor_for
 from ..it3.interface_it3 import idempotent_model
 from ..it3.shell_it3 import freeze_in_training, norm_parameter_names
 from ..it3.task_it3 import Task
@@ -116,7 +116,7 @@ def measure_targets(config: Any, dataset: Any, label_column: str | None) -> None
         column = find_column(dataset.column_names, LABEL_COLUMNS, label_column, "label")
         targets = dataset.with_format("numpy")[column][:]
     else:
-        rows = list(first_rows(dataset, _MAX_TARGETS))
+        rows = [as_row(row, label_column=label_column) for row in first_rows(dataset, _MAX_TARGETS)]
         column = find_column(rows[0] if rows else (), LABEL_COLUMNS, label_column, "label")
         targets = [np.asarray(row[column], dtype=np.float64) for row in rows]
     values = np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)

@@ -138,7 +138,7 @@ def check_batches(num_images: int, batch_size: int) -> int:
     if count < 2:
         raise ValueError(
             f"calibration needs two batches, one that chooses and one that compares, and {num_images} images make one "
-            f"batch of {batch_size}; pass more images, or a smaller batch_size"
+            f"batch of {batch_size}; pass more images, or a smaller batch_size (--batch_size)"
         )
     return count
 
