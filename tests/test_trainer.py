@@ -11,7 +11,7 @@ import trainer_fixtures
 from PIL import Image
 from torch.nn import functional as F
 from trainer_fixtures import tiny, weights
-from transformers import ResNetConfig, Seq2SeqTrainingArguments, TrainingArguments, set_seed
+from transformers import ResNetConfig, Seq2SeqTrainingArguments, TrainingArguments, pipeline, set_seed
 
 from hf_it3 import IT3Config, IT3ForImageClassification, IT3ImageProcessor, IT3Trainer, IT3TrainingArguments
 
@@ -286,3 +286,6 @@ def test_the_image_processor_is_saved_with_a_model_that_was_trained_with_it(argu
     model.save_pretrained(tmp_path / "after")
     loaded = IT3ImageProcessor.from_pretrained(tmp_path / "after")
     assert loaded.to_dict() == processor.to_dict()
+    other = IT3ImageProcessor(num_channels=1, image_mean=[0.25])
+    pipeline("it3-image-classification", model, image_processor=other).save_pretrained(tmp_path / "pipeline")
+    assert IT3ImageProcessor.from_pretrained(tmp_path / "pipeline").image_mean == [0.25]

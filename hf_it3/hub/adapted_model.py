@@ -120,7 +120,9 @@ def find_images(names: Sequence[str]) -> list[Path]:
             raise ValueError(f"{path} does not exist; give image files and folders of them")
         files += sorted(_images_in(path)) if path.is_dir() else [path]
     if not files:
-        raise ValueError(f"there are no image files in {', '.join(map(str, names))}")
+        raise ValueError(
+            f"there are no image files in {', '.join(map(str, names))}; data sets are for hf-it3 evaluate and adapt"
+        )
     return files
 
 

@@ -73,7 +73,7 @@ class TestTimeAdapter:
         self._build()
 
     def _build(self) -> None:
-        self._measured = measured_of(self.model)
+        self._measured = copy.deepcopy(measured_of(self.model))
         self.config = resolve_defaults(self._settings, self.model)
         model_config, config = self.model.config, self.config
         self.task = Task.of(model_config)

@@ -286,9 +286,9 @@ class AdaptingPipeline(Pipeline):
             save_directory (`str` or `PathLike`): where to save.
             kwargs: as in `save_pretrained` of the model, `include_code` and `delta` for instance.
         """
-        if self.image_processor is not None:
-            self.image_processor.save_pretrained(save_directory)
         self.model.save_pretrained(save_directory, **kwargs)
+        if self.image_processor is not None:  # last, since a model may bring the one that it was trained with
+            self.image_processor.save_pretrained(save_directory)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Pushes model, image processor and model card to the Hub, in one commit; see `push_to_hub` of the model."""

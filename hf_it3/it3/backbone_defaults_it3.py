@@ -1,6 +1,5 @@
 """What adapts best depends on the backbone: the one table of measured defaults."""
 
-import copy
 from typing import Any
 
 from torch import nn
@@ -77,8 +76,7 @@ def has_corrected_copies(config: AdaptationConfig, model: IdempotentModel) -> bo
 
 def measured_of(model: IdempotentModel) -> tuple[Any, ...]:
     """What the defaults depend on that training or calibration may measure later."""
-    reference = copy.deepcopy(model.config.reference_distance)
-    return reference, model.feature_statistics.is_measured, model.config.problem_type
+    return model.config.reference_distance, model.feature_statistics.is_measured, model.config.problem_type
 
 
 def resolve_defaults(config: AdaptationConfig, model: IdempotentModel) -> AdaptationConfig:

@@ -61,12 +61,12 @@ class IT3Trainer(PushingTrainer, TwoPassTrainer):
     """Trains an idempotent model: the loss of `f(x)` plus the weighted loss of `f(x, y)`.
 
     Everything that `Trainer` does works unchanged, because one forward pass of the model holds both. Data sets with an
-    image and a label column need no preparation: images are processed batch by batch, and classes that have no names
-    yet get those of the data set. In segmentation the labels are maps of classes, in a column `annotation` or `label`.
-    In regression, mean and standard deviation of the training targets are measured before training. After training,
-    clean images are measured, those of `reference_dataset` or else training images: their idempotence distance and
-    first features for the gate, and the statistics that features of shifted images are aligned with; see
-    `measure_reference_distance`.
+    image and a label column, and those of pairs as torchvision has them, need no preparation: images are processed
+    batch by batch, and classes that have no names yet get those of the data set. In segmentation the labels are maps
+    of classes, in a column `annotation` or `label`. In regression, mean and standard deviation of the training targets
+    are measured before training. After training, clean images are measured, those of `reference_dataset` or else
+    training images: their idempotence distance and first features for the gate, and the statistics that features of
+    shifted images are aligned with; see `measure_reference_distance`.
 
     Args:
         model ([`IT3ForImageClassification`] or [`IT3ForSemanticSegmentation`]): the model.
