@@ -495,3 +495,27 @@ def test_models_that_take_no_images_are_called_that():
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     with pytest.raises(ValueError, match="BertForSequenceClassification takes input_ids, not images"):
         IT3ForImageClassification.from_backbone(BertForSequenceClassification(config))
+
+
+class SilentConfig(PreTrainedConfig):
+    model_type = "silent-classifier"
+
+
+class SilentClassifier(PreTrainedModel):
+    """Does not say what it takes, so that transformers believes it to be text."""
+
+    config_class = SilentConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.stem, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values):
+        return ImageClassifierOutput(logits=self.head(self.stem(pixel_values).mean((2, 3))))
+
+
+def test_what_a_model_takes_is_told_by_its_forward_pass():
+    assert SilentClassifier.main_input_name == "input_ids"
+    model = IT3ForImageClassification.from_backbone(SilentClassifier(SilentConfig(num_labels=3)))
+    assert model(torch.rand(2, 1, 8, 8)).logits.shape == (2, 3)

@@ -276,6 +276,11 @@ def test_pairs_of_image_and_label_train_and_are_evaluated(digits, processor, tmp
     assert accuracies[0] == accuracies[1]
 
 
+def test_lists_of_values_are_refused_with_the_way_out(processor):
+    with pytest.raises(ValueError, match=r"image 0 of a batch is a list of values; .* tensors with .with_format"):
+        ImageCollator(processor)([{"pixel_values": [[0.5, 0.1], [0.2, 0.3]], "label": 1}])
+
+
 def test_rows_that_are_neither_are_refused_by_name(processor, tmp_path):
     trainer = IT3Trainer(tiny(), quiet_arguments(tmp_path), train_dataset=[torch.rand(1, 16, 16)] * 8)
     with pytest.raises(ValueError, match=r"must be dictionaries, or pairs \(image, label\), got a Tensor"):

@@ -231,3 +231,9 @@ def test_files_that_do_not_fit_together_are_named(cifar_c, mnist_c):
     np.save(cifar_c / "fog.npy", np.zeros((200, 16, 16, 3), np.float32))
     with pytest.raises(ValueError, match=r"fog.npy holds float32 \(200, 16, 16, 3\); expected uint8"):
         find_published(cifar_c)
+
+
+def test_what_calibration_has_seen_is_left_out_whatever_suite_it_is_from(evaluate, mnist_c, model):
+    model.config.calibration_corruptions = ["imagenet-c/fog", "digits-shift/contrast"]
+    results = evaluate(mnist_c, exclude="calibrated", methods="none")
+    assert names(results) == ["mnist-c/identity", "mnist-c/zigzag"]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import hub_fixtures
@@ -20,6 +21,7 @@ from transformers import pipeline
 
 from hf_it3 import IT3ForImageClassification, IT3ImageProcessor, IT3Trainer, IT3TrainingArguments, TestTimeAdapter
 from hf_it3.cli import main
+from hf_it3.cli.calibrate import save_calibrated
 from hf_it3.it3.shift_test_it3 import ShiftTest
 
 
@@ -197,6 +199,27 @@ class TestAdaptedModels:
         assert (config["name_or_path"], config["delta_of"]["name_or_path"]) == (first, base)
         assert same_weights(IT3ForImageClassification.from_pretrained(second), again)
 
+    def test_adapting_once_more_in_memory_counts_what_was_before(self, hub, base, shifted_images):
+        first = adapted_from(base, shifted_images[:12], num_steps=2)
+        adapter = TestTimeAdapter(first, gate=None, num_steps=3)
+        adapter(shifted_images[12:20])
+        second = adapter.adapted_model()
+        counts = {key: second.config.base_model[key] for key in ("num_images", "num_steps")}
+        assert counts == {"num_images": 20, "num_steps": 5}
+        assert second.config.base_model["name_or_path"] == base
+
+    def test_a_delta_that_is_calibrated_in_place_stays_one(self, hub, base, shifted_images, images, tmp_path):
+        adapted_from(base, shifted_images).save_pretrained(tmp_path / "delta", delta=True)
+        loaded = IT3ForImageClassification.from_pretrained(tmp_path / "delta")
+        measured_by_trainer(loaded, images, tmp_path / "runs")
+        as_loaded = types.SimpleNamespace(name=str(tmp_path / "delta"), model=loaded)
+        save_calibrated(as_loaded, None, tmp_path / "delta")
+        assert not (tmp_path / "delta" / "model.safetensors").exists()
+        again = IT3ForImageClassification.from_pretrained(tmp_path / "delta")
+        assert again.shift_reference.num_images.item() == len(images)
+        assert same_weights(again, loaded)
+        assert again.config.reference_distance == loaded.config.reference_distance
+
     def test_a_delta_that_is_saved_whole_needs_no_base(self, hub, base, shifted_images, tmp_path):
         repo_id = hub.name("foggy")
         adapted_from(base, shifted_images).push_to_hub(repo_id, delta=True)
@@ -276,6 +299,10 @@ class TestAdaptedModels:
         assert "adapted to 16 images in 0 steps" in printed
         assert "the weights took over the statistics of the images; no optimizer step was taken" in printed
         assert "nothing changed" not in printed
+        model.feature_statistics.forget()
+        model.save_pretrained(trained_directory)
+        assert main(["adapt", trained_directory, str(image_folder), *options[:1], folders[0], "--num_steps", "0"]) == 0
+        assert "settings ask for no step and for the statistics of training" in capsys.readouterr().out
         base, closed, _ = map(IT3ForImageClassification.from_pretrained, (trained_directory, *folders))
         assert same_weights(base, closed)
 

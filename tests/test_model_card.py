@@ -213,6 +213,17 @@ class TestEditedCards:
         assert values["clean", "Accuracy, adapted"] == 0.99
         assert values["noise|2", "Accuracy, adapted"] == 0.786
 
+    def test_licence_language_and_data_sets_stay_where_a_new_card_does_not_tell_them(self, written, model):
+        facts = {"license": "apache-2.0", "language": "en", "dataset": "ylecun/mnist"}
+        write_model_card(written.parent, model, results=RESULTS, **facts)
+        write_model_card(written.parent, model)
+        card = load_card(written)
+        assert (card.data.license, card.data.language, card.data.datasets) == ("apache-2.0", "en", ["ylecun/mnist"])
+        assert not card.data.get("eval_results")  # these may be of other weights
+        assert not is_edited(card)
+        write_model_card(written.parent, model, license="mit")
+        assert load_card(written).data.license == "mit"
+
     @pytest.mark.parametrize(
         "content", [b"---\nlicense: [mit\n---\n# Mine\n", b"---\n- a list\n---\n# Mine\n", b"\xff\xfe\x00broken"]
     )

@@ -86,6 +86,27 @@ class TestMeasuring:
         adapter(shifted_images[:8])
         assert adapter.config == settings
         assert adapter.stream.num_steps == 2
+        # So does its copy; its state is one of other settings than those of a new adapter.
+        copied = copy.deepcopy(adapter)
+        assert torch.equal(copied(shifted_images[8:16]).logits, adapter(shifted_images[8:16]).logits)
+        new = TestTimeAdapter(model, gate=None, scope="stream", num_steps=1)
+        with pytest.raises(ValueError, match="saved with norm_statistics='source', this adapter has 'mixed'"):
+            new.load_state_dict(adapter.state_dict())
+
+    def test_a_state_is_loaded_with_the_defaults_of_what_was_measured_since(self, model, shifted_images, tmp_path):
+        early = TestTimeAdapter(model, gate=None, scope="stream", num_steps=1)
+        measured_by_trainer(model, shifted_images, tmp_path)
+        running = TestTimeAdapter(model, gate=None, scope="stream", num_steps=1)
+        running(shifted_images[:8])
+        early.load_state_dict(running.state_dict())
+        assert torch.equal(early(shifted_images[8:16]).logits, running(shifted_images[8:16]).logits)
+
+    def test_a_stream_without_steps_goes_on_too(self, batch_norm_model, images, tmp_path):
+        adapter = TestTimeAdapter(batch_norm_model, gate=None, scope="stream", num_steps=0)
+        adapter(images[:16])
+        measured_by_trainer(batch_norm_model, images, tmp_path)
+        adapter(images[16:32])
+        assert adapter.stream.num_images == 32
 
 
 class TestTasksThatAreKnownLater:
@@ -215,9 +236,17 @@ def test_a_compiled_part_adapts_as_it_does_uncompiled(batch_norm_model, images, 
     assert isinstance(adapted.backbone, type(compiled.backbone))
 
 
-def test_clean_images_are_measured_with_a_compiled_part_as_they_are_without(model, images, tmp_path):
+COMPILED = {
+    "a part": lambda model: setattr(model, "backbone", torch.compile(model.backbone, backend="eager")),
+    "a part in place": lambda model: model.backbone.compile(backend="eager"),
+    "the whole in place": lambda model: model.compile(backend="eager"),
+}
+
+
+@pytest.mark.parametrize("how", COMPILED)
+def test_clean_images_are_measured_with_a_compiled_part_as_they_are_without(model, images, tmp_path, how):
     compiled = copy.deepcopy(model)
-    compiled.backbone = torch.compile(compiled.backbone, backend="eager")
+    COMPILED[how](compiled)
     for one in (model, compiled):
         measured_by_trainer(one, images, tmp_path)
     assert compiled.config.reference_distance == model.config.reference_distance
@@ -226,3 +255,56 @@ def test_clean_images_are_measured_with_a_compiled_part_as_they_are_without(mode
         torch.testing.assert_close(compiled.feature_statistics.get_buffer(name), value)
     for name, value in model.shift_reference.named_buffers():
         torch.testing.assert_close(compiled.shift_reference.get_buffer(name), value)
+
+
+@pytest.mark.parametrize("is_adapted", [False, True])
+def test_a_compiled_part_is_saved_as_it_is_uncompiled(batch_norm_model, images, tmp_path, is_adapted):
+    COMPILED["a part"](batch_norm_model)
+    if is_adapted:
+        adapter = TestTimeAdapter(batch_norm_model, NEVER)
+        adapter(images[:16] + 1)
+        batch_norm_model = adapter.adapted_model()
+    batch_norm_model.save_pretrained(tmp_path)
+    loaded = IT3ForImageClassification.from_pretrained(tmp_path).eval()
+    state = batch_norm_model.state_dict()
+    assert any("_orig_mod" in name for name in state)
+    assert len(loaded.state_dict()) == len(state)
+    for name, value in state.items():
+        assert torch.equal(loaded.state_dict()[name.replace("_orig_mod.", "")], value), name
+
+
+def test_what_was_frozen_for_training_adapts_when_it_is_compiled_or_replaced_later(batch_norm_model, images):
+    batch_norm_model.freeze_classifier()
+    names = ModelShell(batch_norm_model, "all").names
+    COMPILED["a part"](batch_norm_model)
+    assert [name.replace("_orig_mod.", "") for name in ModelShell(batch_norm_model, "all").names] == names
+    batch_norm_model.backbone = batch_norm_model.backbone._orig_mod
+    batch_norm_model.backbone.classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 10))
+    adapter = TestTimeAdapter(batch_norm_model, NEVER)
+    adapter(images[:4])
+    assert adapter.adapted_model().backbone.resnet.embedder.embedder.convolution.weight.requires_grad
+
+
+class CountlessBatchNorm(torch.nn.Module):
+    """Writes running statistics that nothing tells of."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(4, 10)
+        self.register_buffer("running_mean", torch.zeros(4))
+        self.register_buffer("running_var", torch.ones(4))
+
+    def forward(self, pixel_values):
+        statistics = self.running_mean, self.running_var
+        features = torch.nn.functional.batch_norm(self.conv(pixel_values), *statistics, training=self.training)
+        return self.head(features.relu().mean((2, 3)))
+
+
+def test_an_adapter_follows_running_statistics_without_a_count(images):
+    model = IT3ForImageClassification.from_backbone(CountlessBatchNorm(), num_labels=10, injection_layer="conv").eval()
+    adapter = TestTimeAdapter(model, NEVER, parameters="all")
+    adapter(images[:4])
+    with torch.no_grad():
+        model.train()(5 * images + 3)
+        expected = model.eval()(images[:4]).logits
+    torch.testing.assert_close(adapter(images[:4]).initial_logits, expected)

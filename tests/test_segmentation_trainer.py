@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import trainer_fixtures
+from PIL import Image, ImageOps
 from segmentation_families import PlainSegmenter
 from transformers import SegformerImageProcessor
 from transformers.trainer_utils import EvalPrediction
@@ -170,3 +171,17 @@ def test_metrics_of_the_caller_get_logits_as_from_every_trainer(model, scenes, p
     )
     trainer.evaluate()
     assert seen["shape"] == (6, 11, 8, 8)
+
+
+def test_maps_are_of_pictures_as_their_exif_data_turn_them():
+    pixels = np.zeros((24, 32, 3), np.uint8)
+    pixels[:12] = 255
+    picture = Image.fromarray(pixels)
+    picture.getexif()[0x0112] = 6  # to be turned by 90 degrees
+    upright = np.asarray(ImageOps.exif_transpose(picture))
+    assert upright.shape == (32, 24, 3)
+    collate = SegmentationCollator(SegformerImageProcessor(size={"height": 16, "width": 16}), num_labels=2)
+    batch = collate([{"image": picture, "label": (upright[..., 0] > 0).astype(np.uint8)}])
+    assert torch.equal((batch["pixel_values"][0].mean(0) > 0).long(), batch["labels"][0])
+    with pytest.raises(ValueError, match="24 x 32|32 x 24"):
+        collate([{"image": picture, "label": (pixels[..., 0] > 0).astype(np.uint8)}])

@@ -289,3 +289,5 @@ def test_the_image_processor_is_saved_with_a_model_that_was_trained_with_it(argu
     other = IT3ImageProcessor(num_channels=1, image_mean=[0.25])
     pipeline("it3-image-classification", model, image_processor=other).save_pretrained(tmp_path / "pipeline")
     assert IT3ImageProcessor.from_pretrained(tmp_path / "pipeline").image_mean == [0.25]
+    model.save_pretrained(tmp_path / "pipeline")
+    assert IT3ImageProcessor.from_pretrained(tmp_path / "pipeline").image_mean == [0.25]

@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from ..hub.adapted_model import adapt_to_images, save_adapted
     from ..hub.card_facts import public_id
+    from ..it3.backbone_defaults_it3 import resolve_defaults
 
     if arguments.output_dir is None and arguments.push is None:
         raise ValueError("say where the adapted model goes: --output_dir DIR, --push user/name, or both")
@@ -75,7 +76,10 @@ def run(arguments: argparse.Namespace) -> None:
     )
     counts = model.config.base_model or {}
     print(f"adapted to {counts['num_images']} images in {counts['num_steps']} steps")
-    if not counts["num_images"] and not arguments.no_gate:
+    settings = resolve_defaults(model.config.adaptation.replace(scope="stream", **overrides), model)
+    if not settings.num_steps and settings.norm_statistics == "source":
+        print("settings ask for no step and for the statistics of training, so nothing changed")
+    elif not counts["num_images"] and not arguments.no_gate:
         print("the gate found the images like the training images, so nothing changed; --no_gate adapts anyway")
     elif counts["num_images"] and not counts["num_steps"]:
         print("the weights took over the statistics of the images; no optimizer step was taken")

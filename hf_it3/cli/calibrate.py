@@ -101,6 +101,7 @@ def save_calibrated(loaded: "LoadedModel", result: "CalibrationResult", folder: 
     """
     from transformers.utils import CONFIG_NAME
 
+    from ..it3.loading_it3 import is_delta
     from ..utils import write_atomically
 
     path = Path(folder)
@@ -114,7 +115,7 @@ def save_calibrated(loaded: "LoadedModel", result: "CalibrationResult", folder: 
     ours = loaded.model.config.to_dict()
     content.update({key: ours[key] for key in _CHOSEN_KEYS})
     with tempfile.TemporaryDirectory(dir=path) as beside:
-        loaded.model.save_pretrained(beside)
+        loaded.model.save_pretrained(beside, delta=is_delta(content.get("base_model")))
         for file in sorted(Path(beside).iterdir()):
             if ".safetensors" in file.name:
                 os.replace(file, path / file.name)

@@ -70,11 +70,10 @@ def run(arguments: argparse.Namespace) -> None:
             given = answer(paths, adaptation_batch_size=batch_size, **settings) if batch else []
         for position, entries in zip(batch, given, strict=True):
             answers[position] = report.keep(entries, answer.model.config)
-    answered = sorted(answers)
     if report.output is not None and answers:
-        report.write([files[position] for position in answered], [answers[position] for position in answered])
+        report.write(files, answers)
     elif report.output is None:
-        for position in answered:
+        for position in sorted(answers):
             entries = "\t".join(f"{entry['label']} {entry['score']:.3f}" for entry in answers[position])
             print(f"{files[position]}\t{entries}")
     if unreadable:
@@ -121,14 +120,14 @@ class _Classes:
     def keep(self, classes: Any, config: Any) -> Any:
         return classes
 
-    def write(self, files: Sequence[Path], answers: Sequence[Any]) -> None:
+    def write(self, files: Sequence[Path], answers: dict[int, Any]) -> None:
         from ..utils import write_atomically
 
         assert self.output is not None
-        answered = zip(files, answers, strict=True)
-        lines = [json.dumps({"file": str(file), "classes": classes}) for file, classes in answered]
+        answered = sorted(answers.items())
+        lines = [json.dumps({"file": str(files[position]), "classes": classes}) for position, classes in answered]
         write_atomically(self.output, ("\n".join(lines) + "\n").encode())
-        print(f"{len(files)} answers are in {self.output}")
+        print(f"{len(answers)} answers are in {self.output}")
 
 
 class _Maps:
@@ -154,15 +153,16 @@ class _Maps:
         found = [{"label": one["label"], "score": np.asarray(one["mask"]).mean() / 255} for one in segments]
         return sorted(found, key=lambda entry: -entry["score"])
 
-    def write(self, files: Sequence[Path], maps: Sequence[Any]) -> None:
+    def write(self, files: Sequence[Path], maps: dict[int, Any]) -> None:
         from PIL import Image
 
         assert self.output is not None
         self.output.mkdir(exist_ok=True)
         taken: dict[str, int] = {}
-        for file, classes in zip(files, maps, strict=True):
-            # Images of the same name in several folders get numbers.
+        for position, file in enumerate(files):
+            # Images of the same name in several folders get numbers, whether they can be read or not.
             taken[file.stem] = number = taken.get(file.stem, 0) + 1
             name = file.stem if number == 1 else f"{file.stem}_{number}"
-            Image.fromarray(classes).save(self.output / f"{name}.png")
-        print(f"{len(files)} maps of class indices are in {self.output}")
+            if position in maps:
+                Image.fromarray(maps[position]).save(self.output / f"{name}.png")
+        print(f"{len(maps)} maps of class indices are in {self.output}")

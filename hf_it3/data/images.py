@@ -304,6 +304,11 @@ class ImageCollator:
         if isinstance(image, Image.Image):
             is_grey = channels == 1 or (channels is None and image.mode == "L")
             return image if is_ours else to_mode(image, "L" if is_grey else "RGB")
+        if isinstance(image, (list, tuple)):
+            raise ValueError(
+                f"image {position} of a batch is a {type(image).__name__} of values; a data set of `datasets` returns "
+                "tensors with .with_format('torch'), and arrays with .with_format('numpy')"
+            )
         if not isinstance(image, (np.ndarray, Tensor)):
             return image
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -54,7 +54,7 @@ class SegmentationCollator(ImageCollator):
     def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
         rows = [as_row(row, self.image_column, self.label_column) for row in rows]
         image_column, label_column = self._columns(rows[0])
-        images = [row[image_column] for row in rows]
+        images = [_upright(row[image_column]) for row in rows]
         if label_column is None:
             return {"pixel_values": self._pixel_values(images)}
         maps = [self._as_map(label_column, row[label_column]) for row in rows]
@@ -84,6 +84,11 @@ class SegmentationCollator(ImageCollator):
                 "integers of shape (H, W), or a picture of mode L, P or I"
             )
         return classes.astype(np.int64)
+
+
+def _upright(image: Any) -> Any:
+    """A picture turned as its EXIF data say, as its map of classes is drawn."""
+    return ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else image
 
 
 def _check_shape(position: int, image: Any, classes: np.ndarray) -> None:

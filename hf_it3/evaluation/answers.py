@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from ..it3.task_it3 import Dense, SingleLabel, Task, resize
 from .metrics import (
@@ -17,6 +18,9 @@ from .metrics import (
     iou_of_counts,
     mean_iou_gain,
 )
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -107,11 +111,16 @@ class ClassAnswers(Answers):
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, ignore_index: int) -> dict[str, np.ndarray]:
+        # Of an image without an answer, whatever is wrong with it: a wrong class, and all of them equally likely.
+        unknown = torch.log_softmax(logits, -1).isnan().any(-1)
+        if unknown.any():
+            logger.warning(f"{int(unknown.sum())} of {len(logits)} images have no finite logits; they count as wrong")
+            logits = logits.masked_fill(unknown[:, None], 0.0)
         log_probabilities = torch.log_softmax(logits, -1)
         probabilities = log_probabilities.exp()
         of_label = probabilities.gather(1, labels[:, None]).squeeze(1)
         return {
-            "prediction": logits.argmax(-1).numpy(),
+            "prediction": logits.argmax(-1).where(~unknown, (labels + 1) % logits.shape[1]).numpy(),
             "confidence": probabilities.amax(-1).float().numpy(),
             "loss": -log_probabilities.gather(1, labels[:, None]).squeeze(1).float().numpy(),
             "brier": (probabilities.square().sum(-1) - 2 * of_label + 1).float().numpy(),

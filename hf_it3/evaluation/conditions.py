@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,12 +38,14 @@ class Condition:
         severity: 1 to 5, or `None` where the corruption has no severities.
         subset: name of the data set among several, or `None` where there is one only.
         is_published: whether the images are corrupted already, see [`~hf_it3.evaluation.published.find_published`].
+        is_corrupted_too: whether the images are also evaluated corrupted, so that as they are, they count as clean.
     """
 
     corruption: str | None = None
     severity: int | None = None
     subset: str | None = None
     is_published: bool = False
+    is_corrupted_too: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -62,8 +64,8 @@ class Condition:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the images are uncorrupted, judging by the names."""
-        return self.corruption in _UNCORRUPTED and self.subset in (None, CLEAN)
+        """Whether the images are uncorrupted; a data set among several may hold any images, which its name tells."""
+        return self.corruption in _UNCORRUPTED and (self.subset in (None, CLEAN) or self.is_corrupted_too)
 
     @property
     def source(self) -> str | None:
@@ -169,10 +171,12 @@ def make_conditions(
     conditions = []
     for subset in subsets:
         corrupted = [
-            Condition(name, severity, subset) for name in corruptions for severity in _severities(name, severities)
+            Condition(name, severity, subset, is_corrupted_too=any(one not in _UNCORRUPTED for one in corruptions))
+            for name in corruptions
+            for severity in _severities(name, severities)
         ]
         if not any(condition.corruption == "digits-shift/clean" for condition in corrupted):
-            conditions.append(Condition(subset=subset))
+            conditions.append(Condition(subset=subset, is_corrupted_too=bool(corrupted)))
         conditions.extend(corrupted)
     return conditions
 

@@ -12,9 +12,10 @@ from datasets import IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers.utils import logging
 
-from ..data import IMAGE_COLUMNS, as_row, find_column, label_columns_of
+from ..data import IMAGE_COLUMNS, as_row, class_names, find_column, label_columns_of
 from ..it3.configuration_it3 import IT3Config
 from ..it3.task_it3 import Task
 from .pixels import pixel_collator
@@ -82,12 +83,12 @@ class ImageSource:
             )
         if not self.is_streaming and len(dataset) == 0:
             raise ValueError(_EMPTY)
-        self.columns = _columns(dataset)
+        self.columns = _columns(dataset, image_column, label_column)
         find_column(self.columns, IMAGE_COLUMNS, image_column, "image")
         self.label_column = find_column(self.columns, label_columns_of(config), label_column, "label")
-        self.label_map = _label_map(dataset, self.label_column, config)
         self.collator = pixel_collator(config, image_processor, image_column, self.label_column)
         self.label_dims = Task.of(config).index_dims
+        self.label_map = _label_map(dataset, self.label_column, config) if self.label_dims == 1 else None
         self._cache: dict[int, tuple[Tensor, Tensor]] = {}
         self._cached_bytes = 0
 
@@ -197,6 +198,7 @@ class _Rows(TorchDataset):
     def __init__(self, pairs: Any, *names: str | None):
         self.pairs = pairs
         self.names = names
+        self.classes = getattr(pairs, "classes", None)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -209,44 +211,49 @@ class _Rows(TorchDataset):
 
 def _with_names(dataset: Any, *names: str | None) -> Any:
     """A data set of rows with names; one of pairs gets them."""
-    is_list = hasattr(dataset, "__len__") and not isinstance(dataset, Mapping)
-    if hasattr(dataset, "column_names") or not is_list or not len(dataset):
+    has_rows = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset) > 0
+    if not has_rows or hasattr(dataset, "column_names") or isinstance(dataset, (Mapping, TorchIterableDataset)):
         return dataset
     return dataset if isinstance(dataset[0], Mapping) else _Rows(dataset, *names)
 
 
-def _columns(dataset: Any) -> list[str]:
+def _columns(dataset: Any, *names: str | None) -> list[str]:
     """The columns that a data set names, or those of its first row."""
     if columns := getattr(dataset, "column_names", None):
         return list(columns)
     row = next(iter(dataset), None)
     if row is None:
         raise ValueError(_EMPTY)
-    return list(as_row(row))
+    return list(as_row(row, *names))
 
 
 def _label_map(dataset: Any, label_column: str, config: IT3Config) -> list[int] | None:
-    """The model's index of each class of the data set; `None` where they agree, and where none has a known name, so
+    """The model's index of each class of the data set; `None` where they agree, and where they have other names, so
     that they are matched by position.
 
     Raises:
-        ValueError: for another number of classes of other names.
+        ValueError: for another number of classes of other names, and for known names in another order beside others.
     """
-    features = getattr(dataset, "features", None) or {}
-    names = getattr(features.get(label_column), "names", None)
+    names = class_names(dataset, label_column)
     ours = [config.id2label[number] for number in range(config.num_labels)]
-    if not names or list(names) == ours or ours == [f"LABEL_{number}" for number in range(config.num_labels)]:
+    if not names or names == ours or ours == [f"LABEL_{number}" for number in range(config.num_labels)]:
         return None
     if set(names) <= set(ours):
         return [ours.index(name) for name in names]
+    unknown = next(name for name in names if name not in ours)
     if len(names) != len(ours):
         raise ValueError(
             f"the data set has {len(names)} classes ({', '.join(names[:3])}, ...), and the model {len(ours)} of other "
             f"names ({', '.join(ours[:3])}, ...); rename them as in config.id2label, or take another data set"
         )
+    if any(name in ours and ours[position] != name for position, name in enumerate(names)):
+        raise ValueError(
+            f"classes of the data set have names of the model's in another order, but {unknown!r} is none of them; "
+            "rename them as in config.id2label, or take another data set"
+        )
     logger.warning_once(
-        f"classes of the data set have other names than those of the model and are matched by position: {names[0]!r} "
-        f"as {ours[0]!r}, {names[-1]!r} as {ours[-1]!r}"
+        f"classes of the data set have other names than those of the model and are matched by position: {unknown!r} "
+        f"as {ours[names.index(unknown)]!r}, for example"
     )
     return None
 

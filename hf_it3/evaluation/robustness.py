@@ -36,7 +36,7 @@ from .inputs import (
 from .methods import Method, make_methods, why_not_applicable
 from .plots import plot_class
 from .processes import on_main_process, process_state
-from .published import find_published
+from .published import PublishedImages, find_published
 from .reference import read_reference
 from .results import RobustnessResults
 from .storage import ResultsFolder
@@ -171,7 +171,7 @@ def evaluate_robustness(
     dataset = os.fspath(dataset) if isinstance(dataset, os.PathLike) else dataset
     found = find_published(dataset) if isinstance(dataset, str) else []
     if found:
-        chosen = (found, corruptions, exclude, parse_severities(severities))
+        chosen = (found, corruptions, _excluded(exclude, loaded, found), parse_severities(severities))
         files, left_out = published_conditions(*chosen), missing_published(*chosen)
         conditions = list(files)
         subsets: dict[str | None, Any] = {one.name: published.images for one, published in files.items()}
@@ -255,6 +255,18 @@ def _parse_seeds(given: Any) -> list[int]:
     return [int(seed) for seed in seeds]
 
 
+def _excluded(exclude: Any, loaded: list[LoadedModel], found: Sequence[PublishedImages] = ()) -> list[str]:
+    """Names of corruptions to leave out; `"calibrated"` are those that calibration has seen, whatever suite it took
+    them from, and of published files those that there are."""
+    excluded = split_names(exclude)
+    if "calibrated" in excluded:
+        excluded.remove("calibrated")
+        seen = [name for one in loaded for name in one.model.config.calibration_corruptions or ()]
+        there = {one.corruption for one in found}
+        excluded += [name.rpartition("/")[2] for name in seen if name.rpartition("/")[2] in there] if found else seen
+    return excluded
+
+
 def _conditions(
     loaded: list[LoadedModel], corruptions: Any, exclude: Any, severities: Any, subsets: list[str | None]
 ) -> tuple[list[Condition], dict[str, str]]:
@@ -266,11 +278,7 @@ def _conditions(
             f"corruptions={corruptions!r} means other ones for grey than for colour images, and the models have "
             f"{', '.join(map(str, channels))} channels; name the corruptions, or evaluate the models one by one"
         )
-    excluded = split_names(exclude)
-    if "calibrated" in excluded:
-        excluded.remove("calibrated")
-        excluded += [name for one in loaded for name in one.model.config.calibration_corruptions or ()]
-    unwanted = set(parse_corruptions(excluded, channels[0]))
+    unwanted = set(parse_corruptions(_excluded(exclude, loaded), channels[0]))
     wanted = [name for name in chosen[0] if name not in unwanted]
     left_out = left_out_corruptions(corruptions, channels[0])
     left_out = {name: reason for name, reason in left_out.items() if name not in unwanted and name not in wanted}

@@ -45,15 +45,31 @@ def merge_cards(existing: ModelCard, generated: ModelCard) -> ModelCard:
     """Merges the generated card with everything that a person did to the existing one.
 
     An edited text is kept, and so is every single value of edited metadata; lists are united, and results of
-    conditions measured again are replaced.
+    conditions measured again are replaced. Of metadata that nobody edited, licence, language and data sets stay where
+    the generated card does not tell them.
     """
     found = _SIGNATURE.search(_unix(existing.text))
     merged = ModelCard(str(generated))
     if found is None or found["metadata"] != _digest(existing.data.to_dict()):
         merged.data = _merge_metadata(existing.data, generated.data)
+    else:
+        _carry_over(existing, merged)
     if is_edited(existing):
         merged.text = existing.text
     return merged
+
+
+def _carry_over(existing: ModelCard, generated: ModelCard) -> None:
+    """Gives a generated card what it does not tell of the existing one's metadata, and signs it anew."""
+    values = dict(generated.data.__dict__)
+    for key in ("license", "language", "datasets"):
+        if values.get(key) in (None, [], "unknown"):
+            values[key] = existing.data.get(key, values.get(key))
+    found = _SIGNATURE.search(_unix(generated.text))
+    if found is not None and values != generated.data.__dict__:
+        generated.data = ModelCardData(**values)
+        body = _unix(generated.text)[: found.start()]
+        generated.text = sign(body, unquote(found["model_id"]), generated.data.to_dict())
 
 
 def _merge_metadata(existing: CardData, generated: CardData) -> ModelCardData:

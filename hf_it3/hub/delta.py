@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from ..it3.loading_it3 import DELTA_NAME, is_delta
 from ..it3.plain_module_it3 import ModuleConfig
+from ..it3.shell_it3 import plain_state
 from ..utils import noting
 from .card_facts import public_id
 
@@ -70,10 +71,10 @@ def save_delta(model: Any, directory: Any) -> Path:
 
 def changed_tensors(model: Any, base: Any) -> dict[str, torch.Tensor]:
     """The entries of the model's state dict that differ from the base model's, each in memory of its own."""
-    before = base.state_dict()
+    before = plain_state(base)
     return {
         name: value.detach().cpu().clone().contiguous()
-        for name, value in model.state_dict().items()
+        for name, value in plain_state(model).items()
         if name not in before or not torch.equal(value.cpu(), before[name].cpu())
     }
 

@@ -72,9 +72,9 @@ class TestTimeAdapter:
         self._lock = threading.RLock()
         self._build()
 
-    def _build(self) -> None:
-        self._measured = copy.deepcopy(measured_of(self.model))
-        self.config = resolve_defaults(self._settings, self.model)
+    def _build(self, config: AdaptationConfig | None = None, measured: tuple[Any, ...] | None = None) -> None:
+        self._measured = copy.deepcopy(measured_of(self.model)) if measured is None else measured
+        self.config = resolve_defaults(self._settings, self.model) if config is None else config
         model_config, config = self.model.config, self.config
         self.task = Task.of(model_config)
         name = model_config.distance if config.distance is None else config.distance
@@ -104,11 +104,15 @@ class TestTimeAdapter:
     def __getstate__(self) -> dict[str, Any]:
         # Locks can be neither copied nor pickled, and a copy makes its own shells.
         stream = None if self.stream is None else self.stream.state_dict()
-        return {"model": self.model, "settings": self._settings, "stream": stream}
+        # A running stream goes on as it began, whatever was measured since.
+        began = (self.config, self._measured) if self._has_begun else None
+        return {"model": self.model, "settings": self._settings, "stream": stream, "began": began}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.model = state["model"]
         self._configure(state["settings"])
+        if state.get("began") is not None:
+            self._build(*state["began"])
         if self.stream is not None:
             self.stream.load_state_dict(state["stream"])
 
@@ -157,8 +161,12 @@ class TestTimeAdapter:
 
     def _is_outdated(self) -> bool:
         """Whether clean images were measured since; a running stream goes on as it began."""
-        has_begun = self.stream is not None and self.stream.num_steps > 0
-        return not has_begun and self._measured != measured_of(self.model)
+        return not self._has_begun and self._measured != measured_of(self.model)
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether there is a stream that has seen images."""
+        return self.stream is not None and self.stream.window is not None
 
     def _rebuild(self) -> None:
         if self.stream is not None and self.stream.num_steps:
@@ -377,8 +385,12 @@ class TestTimeAdapter:
 
     def _provenance(self, counts: dict[str, int]) -> dict[str, Any]:
         config = self.config
+        name, before = self.model.config.name_or_path or None, self.model.config.base_model
+        if before and before.get("name_or_path") == name:
+            # Adapted from the same base in memory, and now once more.
+            counts = {key: count + before.get(key, 0) for key, count in counts.items()}
         return {
-            "name_or_path": self.model.config.name_or_path or None,
+            "name_or_path": name,
             "revision": getattr(self.model.config, "_commit_hash", None),
             "scope": config.scope,
             **counts,
@@ -403,7 +415,7 @@ class TestTimeAdapter:
             ValueError: for other scopes, and for a state of another model or other settings.
         """
         with self._lock, gradients_allowed():
-            if self.shell.is_stale():
+            if self.shell.is_stale() or self._is_outdated():
                 self._rebuild()
             self._running_stream("load_state_dict").load_state_dict(state)
 

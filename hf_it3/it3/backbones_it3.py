@@ -1,6 +1,7 @@
 """Builds, loads and takes over the models that an idempotent model wraps."""
 
 import copy
+import inspect
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -210,8 +211,10 @@ def take_over(
 
 
 def _check_input(backbone: nn.Module) -> None:
-    name = getattr(backbone, "main_input_name", "pixel_values") if isinstance(backbone, PreTrainedModel) else None
-    if name not in (None, "pixel_values"):
+    """Refuses models of transformers whose input is of another kind than images, text for example."""
+    name = backbone.main_input_name if isinstance(backbone, PreTrainedModel) else "pixel_values"
+    parameters = inspect.signature(backbone.forward).parameters
+    if name in parameters and "pixel_values" not in parameters:
         raise ValueError(f"{type(backbone).__name__} takes {name}, not images; wrap a model that takes pixel_values")
 
 

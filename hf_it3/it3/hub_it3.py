@@ -5,12 +5,15 @@ import os
 from types import ModuleType
 from typing import Any, TypeVar
 
+from transformers.utils import IMAGE_PROCESSOR_NAME
+
 from .backbones_it3 import check_rebuildable
 from .interface_it3 import IdempotentModel
 from .loading_it3 import load
 from .origin_it3 import is_remote_code
 from .plain_module_it3 import ModuleConfig
 from .remote_code_it3 import write_code
+from .shell_it3 import plain_state
 from .task_it3 import Task
 
 
@@ -68,7 +71,7 @@ class HubModel(IdempotentModel):
         **kwargs: Any,
     ) -> None:
         """Saves weights, embedder and signal statistics included, and configuration; see `PreTrainedModel`. The image
-        processor that the model was trained with goes along, so that a pipeline finds one.
+        processor that the model was trained with goes along where there is none yet, so that a pipeline finds one.
 
         Args:
             save_directory (`str` or `PathLike`): where to save.
@@ -89,12 +92,15 @@ class HubModel(IdempotentModel):
             own = self.config.base_model
             self.config.base_model = _of_whole_model(own)
             try:
+                if state_dict is None:
+                    state_dict = plain_state(self)
                 # Not pushed by it, but below, with card and image processor.
                 super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
             finally:
                 self.config.base_model = own
         processor: Any = getattr(self, "_image_processor", None)
-        if is_main_process and hasattr(processor, "save_pretrained"):
+        has_one = os.path.isfile(os.path.join(save_directory, IMAGE_PROCESSOR_NAME))
+        if is_main_process and hasattr(processor, "save_pretrained") and not has_one:
             processor.save_pretrained(save_directory)
         if is_main_process and (include_code or is_remote_code(self)):
             write_code(save_directory)

@@ -25,6 +25,16 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def plain_name(name: str) -> str:
+    """The name of a tensor as it is where no part of its model is compiled."""
+    return name.replace("_orig_mod.", "")
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dictionary of a model as it is where no part of it is compiled."""
+    return {plain_name(name): value for name, value in model.state_dict().items()}
+
+
 def norm_parameter_names(model: nn.Module) -> set[str]:
     """Names of the parameters of normalisation layers."""
     names: set[str] = set()
@@ -42,7 +52,7 @@ def freeze_in_training(model: nn.Module, names: Iterable[str]) -> None:
     frozen = {name for name in names if parameters[name].requires_grad}
     for name in frozen:
         parameters[name].requires_grad_(False)
-    model.frozen_in_training = frozen | frozen_in_training(model)  # type: ignore[assignment]
+    model.frozen_in_training = {*map(plain_name, frozen), *frozen_in_training(model)}  # type: ignore[assignment]
 
 
 def frozen_in_training(model: nn.Module) -> set[str]:
@@ -52,8 +62,10 @@ def frozen_in_training(model: nn.Module) -> set[str]:
 
 def unfreeze_in_training(model: nn.Module) -> None:
     """Lets training change those again."""
-    for name in frozen_in_training(model):
-        model.get_parameter(name).requires_grad_(True)
+    frozen = frozen_in_training(model)
+    for name, parameter in model.named_parameters():
+        if plain_name(name) in frozen:
+            parameter.requires_grad_(True)
     model.frozen_in_training = set()  # type: ignore[assignment]
 
 
@@ -75,7 +87,7 @@ def select_parameters(model: nn.Module, choice: str, with_frozen: bool = False) 
         for name, parameter in model.named_parameters()
         if not name.startswith("embedder.")
         and parameter.is_floating_point()
-        and (with_frozen or parameter.requires_grad or name in thawed)
+        and (with_frozen or parameter.requires_grad or plain_name(name) in thawed)
     }
     if not candidates:
         raise ValueError(
@@ -147,16 +159,17 @@ class _LayerBuffers:
     """The buffers of one layer of a shell, `own`, and those of the model, `given`, which they are copies of.
 
     They are restored together: in training `torch.nn.functional.batch_norm` writes running statistics without a change
-    of their versions, and only the layer's count of batches tells.
+    of their versions, and only the layer's count of batches tells. Layers without one are restored each time.
     """
 
-    def __init__(self, own: list[Tensor], given: list[Tensor]):
-        self.own, self.given = own, given
-        self.versions = _versions(*own, *given)
+    def __init__(self, layer: nn.Module, own: list[Tensor]):
+        self.own, self.given = own, list(layer.buffers(recurse=False))
+        self.counts = layer._buffers.get("running_mean") is None or "num_batches_tracked" in layer._buffers
+        self.versions = _versions(*self.own, *self.given)
 
     def restore(self) -> None:
         """Gives buffers that were written to, on either side, the model's present values."""
-        if _versions(*self.own, *self.given) == self.versions:
+        if self.counts and _versions(*self.own, *self.given) == self.versions:
             return
         for own, given in zip(self.own, self.given, strict=True):
             own.copy_(given)
@@ -190,8 +203,11 @@ class ModelShell:
             self.source: list[Tensor] = list(selected.values())
             memo: dict[int, Any] = {}
             self.module = self._copy_around(model, {id(parameter) for parameter in self.source}, memo)
-            layers = [list(module.buffers(recurse=False)) for module in model.modules()]
-            self._layers = [_LayerBuffers([memo[id(given)] for given in layer], layer) for layer in layers if layer]
+            self._layers = [
+                _LayerBuffers(layer, [memo[id(given)] for given in layer.buffers(recurse=False)])
+                for layer in model.modules()
+                if layer._buffers
+            ]
             self.parameters: list[Tensor] = [memo[id(parameter)] for parameter in self.source]
             self.masters: list[Tensor] = [
                 parameter.detach().float().requires_grad_(True)

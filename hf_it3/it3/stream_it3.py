@@ -186,6 +186,11 @@ class Stream:
             raise ValueError("the stream was saved with other parameters than this model's; load the same base model")
         if not math.isclose(state["source"], _checksum(shell.source), rel_tol=1e-9):
             raise ValueError("the stream was saved with other base weights than this model's; load its base model")
+        if (saved := theirs.get("norm_statistics")) != ours["norm_statistics"]:
+            raise ValueError(
+                f"the stream was saved with norm_statistics={saved!r}, this adapter has {ours['norm_statistics']!r}; "
+                "clean images may have been measured in between, so set norm_statistics"
+            )
 
 
 def _shapes(values: dict[str, Tensor] | None) -> dict[str, tuple[int, ...]]:

@@ -31,7 +31,7 @@ MAX_COMPARED = 2_000
 def uncompiled(model: IdempotentModel) -> IdempotentModel:
     """The model itself, or where parts of it are compiled, a copy around its tensors as they are now, in eval mode:
     compiled code neither tells its features nor corrects them."""
-    if all(unwrap(module) is module for module in model.modules()):
+    if all(unwrap(module) is module and module._compiled_call_impl is None for module in model.modules()):
         return model
     return idempotent_model(ModelShell(model, None).module)
 
