@@ -1,7 +1,6 @@
 """Test-time training: a few unlabelled optimizer steps on the idempotence distance, on a shell of the model."""
 
 import copy
-import datetime
 import math
 import threading
 from typing import Any
@@ -17,6 +16,7 @@ from .interface_it3 import IdempotentModel, idempotent_model
 from .named_settings_it3 import check_named
 from .objective_it3 import IdempotenceDistance, Objective
 from .per_image_it3 import ImageAdaptation
+from .provenance_it3 import provenance
 from .shell_it3 import ModelShell, gradients_allowed, unchanged_context
 from .shift_reference_it3 import Observation
 from .shift_test_it3 import ShiftTest
@@ -380,24 +380,8 @@ class TestTimeAdapter:
             for name, value in zip(self.shell.names, self.shell.parameters, strict=True):
                 parameters[name].copy_(value)
             self.shared.seen.write_into(adapted)
-            adapted.config.base_model = self._provenance(counts)
+            adapted.config.base_model = provenance(self.model.config, self.config, counts)
         return adapted
-
-    def _provenance(self, counts: dict[str, int]) -> dict[str, Any]:
-        config = self.config
-        name, before = self.model.config.name_or_path or None, self.model.config.base_model
-        if before and before.get("name_or_path") == name:
-            # Adapted from the same base in memory, and now once more.
-            counts = {key: count + before.get(key, 0) for key, count in counts.items()}
-        return {
-            "name_or_path": name,
-            "revision": getattr(self.model.config, "_commit_hash", None),
-            "scope": config.scope,
-            **counts,
-            "learning_rate": config.learning_rate,
-            "parameters": config.parameters,
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a running stream is made of: weights, anchor, optimizer, gate window, statistics and counters.
