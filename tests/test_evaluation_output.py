@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 from hf_it3 import AdaptationConfig
-from hf_it3.evaluation import EvaluationInterrupted, evaluate_robustness, images
+from hf_it3.evaluation import EvaluationInterrupted, evaluate_robustness, images, model_index_entries
 from hf_it3.evaluation.runner import Runner
-from hf_it3.evaluation.storage import ResultsFolder
+from hf_it3.evaluation.storage import ResultsFolder, as_csv
 from hf_it3.utils import write_atomically
 
 
@@ -312,3 +312,24 @@ def test_evaluate_knows_the_task(trained_directory, digits, model, processor):
     assert evaluator.compute(trained_directory, rows)["accuracy"] > 0.5
     with pytest.raises(ValueError, match="model_or_pipeline is a function"):
         evaluator.compute(lambda image: [], rows)
+
+
+def test_a_run_without_a_method_leaves_its_place_empty(model, batch_norm_model, processor, digits):
+    """Methods that only the second model can use stand in the second model's column."""
+    options = {"corruptions": "none", "methods": "none,statistics", "num_samples": 20, "batch_size": 10}
+    results = evaluate_robustness(
+        [model, batch_norm_model], digits, image_processor=processor, show_progress=False, **options
+    )
+    header, none, statistics = csv.reader(as_csv(results).splitlines())
+    assert len(header) == len(none) == len(statistics)
+    assert statistics[header.index("accuracy_run_0")] == ""
+    assert float(statistics[header.index("accuracy_run_1")]) == pytest.approx(
+        results.condition_scores[0]["methods"]["statistics"]["accuracy"]
+    )
+
+
+def test_no_split_is_told_where_none_was_chosen(model, processor, digits):
+    options = {"corruptions": "none", "num_samples": 8, "image_processor": processor, "show_progress": False}
+    given = evaluate_robustness(model, digits["train"], **options)
+    chosen = evaluate_robustness(model, digits, **options)
+    assert [model_index_entries(one)[0]["split"] for one in (given, chosen)] == [None, "test"]

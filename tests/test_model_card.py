@@ -146,6 +146,29 @@ class TestContents:
         assert "| clean | 96.7 |" in card
         assert "Left out" not in card
 
+    def test_results_name_the_data_that_was_measured(self, model, tmp_path):
+        (tmp_path / "photos").mkdir()
+        measured = ["digits", "ylecun/mnist", str(tmp_path / "photos"), None, "user/street-photos"]
+        results = [{**RESULTS[0], "name": str(n), "dataset": name} for n, name in enumerate(measured)]
+        card = build_model_card(
+            model, model_id="user/model", results=results, dataset="user/street-photos", dataset_name="Streets"
+        )
+        told = {one.dataset_config: (one.dataset_type, one.dataset_name) for one in card.data.eval_results}
+        assert told == {
+            "0": ("digits", "digits, 0"),
+            "1": ("ylecun/mnist", "ylecun/mnist, 1"),
+            "2": ("photos", "photos, 2"),
+            "3": ("user/street-photos", "Streets, 3"),
+            "4": ("user/street-photos", "Streets, 4"),
+        }
+        assert str(tmp_path) not in str(card)
+
+    @pytest.mark.parametrize("single_image", ["average", "batch"])
+    def test_what_is_said_of_single_images_is_what_settings_say(self, model, single_image):
+        model.config.adaptation = model.config.adaptation.replace(single_image=single_image)
+        card = str(build_model_card(model, model_id="user/model"))
+        assert ("A single image is answered by averaging" in card) == (single_image == "average")
+
     def test_corruptions_that_could_not_be_computed_are_named(self, model):
         results = SimpleNamespace(model_index_entries=lambda: RESULTS, left_out={"imagenet-c/frost": "no pictures"})
         card = build_model_card(model, model_id="a/b", results=results).text

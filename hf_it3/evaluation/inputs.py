@@ -122,6 +122,11 @@ def _is_dataset_dict(dataset: Any) -> bool:
     return isinstance(dataset, (datasets.DatasetDict, datasets.IterableDatasetDict))
 
 
+def has_splits(dataset: Any) -> bool:
+    """Whether a split is chosen of a data set: of names and `DatasetDict`s."""
+    return isinstance(dataset, str) or _is_dataset_dict(dataset)
+
+
 def describe_dataset(dataset: Any) -> str | None:
     """The name of a data set: as given, or as the data set knows it, or `None`."""
     if isinstance(dataset, str):

@@ -67,9 +67,11 @@ def condition_scores(runs: Sequence[RunOutcomes], conditions: Sequence[Condition
     methods: dict[str, dict[str, Any]] = {}
     for method in dict.fromkeys(name for one in outcomes for name in one.methods):
         with_method = [one for one in outcomes if method in one.methods]
-        scores = [one.methods[method].scores(one.label) for one in with_method]
+        by_run = [one.methods[method].scores(one.label) if method in one.methods else None for one in outcomes]
+        scores = [score for score in by_run if score is not None]
         metric = with_method[0].methods[method].metric
-        methods[method] = {**mean_scores(scores), f"{metric}_by_run": [score[metric] for score in scores]}
+        each = [None if score is None else score[metric] for score in by_run]
+        methods[method] = {**mean_scores(scores), f"{metric}_by_run": each}
         if method != UNADAPTED:
             methods[method]["gain"] = paired_gain(with_method, method, UNADAPTED)
     distances = [distance_scores(*pair) for pair in zip(outcomes, clean_outcomes, strict=True)]

@@ -1,5 +1,6 @@
 """Measured scores, as a model card shows them and as its metadata lists them."""
 
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from .card_facts import public_id
 from .card_text import one_line
 
 
@@ -32,6 +34,8 @@ class ConditionResult:
         score_base (`float`, *optional*): of the model that this one was adapted from, without adaptation.
         metric (`str`): what was measured, `"accuracy"` or `"mean_iou"`.
         milliseconds_unadapted (`float`, *optional*), milliseconds_adapted (`float`, *optional*): time per image.
+        dataset (`str`, *optional*): the data set that was measured on, where the card should not say that it is that
+            of training.
 
     Raises:
         ValueError: if a score is not a fraction between 0 and 1, or the metric is another.
@@ -48,6 +52,7 @@ class ConditionResult:
     milliseconds_adapted: float | None = None
     score_base: float | None = None
     metric: str = "accuracy"
+    dataset: str | None = None
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -79,16 +84,24 @@ def eval_results(
 
     Args:
         results (list of [`ConditionResult`]): what was measured.
-        dataset (`str`, *optional*), name (`str`, *optional*): identifier and name of the data.
+        dataset (`str`, *optional*), name (`str`, *optional*): identifier and name of the data of results that do not
+            say what they were measured on.
         task (`str`): as the Hub calls it.
     """
     kind, name = one_line(dataset or "unknown"), one_line(name or dataset or "unknown")
+
+    def measured_on(result: ConditionResult) -> tuple[str, str]:
+        if result.dataset in (None, dataset):
+            return kind, name
+        is_public = public_id(result.dataset) is not None  # a local path stays out
+        return (one_line(result.dataset if is_public else os.path.basename(os.path.normpath(result.dataset))),) * 2
+
     return [
         EvalResult(
             task_type=task,
             task_name=task.replace("-", " ").capitalize(),
-            dataset_type=kind,
-            dataset_name=f"{name}, {one_line(result.name)}",
+            dataset_type=measured_on(result)[0],
+            dataset_name=f"{measured_on(result)[1]}, {one_line(result.name)}",
             dataset_config=one_line(result.name),
             dataset_split=None if result.split is None else one_line(result.split),
             metric_type=result.metric,
