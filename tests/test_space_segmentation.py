@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import space_fixtures
 import torch
+from PIL import Image
 from segmentation_families import PlainSegmenter
 from space_fixtures import soon, visit
+from transformers import MobileViTImageProcessor, SegformerImageProcessor
 
 
 pytest.importorskip("gradio", reason="the app needs the extra 'app'")
@@ -17,7 +19,7 @@ from hf_it3.app.interface import Page
 from hf_it3.app.rendering import caption, headline, outlined
 from hf_it3.app.served_model import ServedModel
 from hf_it3.corruptions import corrupt_maps
-from hf_it3.data import SCENE_CLASSES
+from hf_it3.data import SCENE_CLASSES, SegmentationCollator
 from hf_it3.training.small_segformer import small_segformer
 
 
@@ -46,7 +48,7 @@ def served(scenes_model):
 
 def test_maps_before_and_after_are_those_of_the_pipeline(served):
     pixels = served.read(served.samples.images[:4])
-    truths = served.read_maps(served.samples.truths[:4])
+    truths = served.read_truths(served.samples.images[:4], served.samples.truths[:4])
     settings = {"gate": None, "num_steps": 2, "learning_rate": 0.01}
     result = classify(served.classifier(), pixels, truths, **settings)
     adapted = served.model.adapt((pixels - 0.5) / 0.5, **settings)
@@ -71,7 +73,9 @@ def test_true_maps_turn_with_their_images(served):
     page = Page(served)
     options = ("sample", 0, 2, None, None, "Digits", "digits-shift/rotation", 3, "batch", 1, 0.001, 4, 0, False)
     _, result, _ = page.answer(None, *options)
-    expected = corrupt_maps(served.read_maps(served.samples.truths[:1]), "digits-shift/rotation")
+    expected = corrupt_maps(
+        served.read_truths(served.samples.images[:1], served.samples.truths[:1]), "digits-shift/rotation"
+    )
     assert np.array_equal(result.answers[0].maps.truth, expected[0].numpy())
     assert result.answers[0].maps.counted < 32 * 32
 
@@ -102,3 +106,25 @@ def test_a_visitor_sees_the_maps(browser, scenes_model):
                 soon(page.locator(f"#map-{name} img").first).to_be_visible()
     finally:
         app.close()
+
+
+@pytest.mark.parametrize("processor", ["reduces labels", "crops"])
+def test_true_maps_are_those_that_evaluations_read(tmp_path, processor):
+    torch.manual_seed(0)
+    size = {"height": 32, "width": 32}
+    image_processor = {
+        "reduces labels": lambda: SegformerImageProcessor(size=size, do_reduce_labels=True),
+        "crops": lambda: MobileViTImageProcessor(size={"shortest_edge": 36}, crop_size=size),
+    }[processor]()
+    IT3ForSemanticSegmentation.from_backbone(small_segformer(num_labels=3, num_channels=3)).save_pretrained(tmp_path)
+    image_processor.save_pretrained(tmp_path)
+    served = ServedModel(str(tmp_path))
+    served.prepare()
+    rows = np.random.default_rng(0)
+    images = [Image.fromarray(rows.integers(0, 256, (40, 48, 3), dtype=np.uint8)) for _ in range(2)]
+    maps = [rows.integers(0, 3, (40, 48), dtype=np.uint8) for _ in images]
+    known = served.read_truths(images, maps)
+    collate = SegmentationCollator(image_processor, num_labels=3)
+    expected = collate([{"image": image, "label": one} for image, one in zip(images, maps, strict=True)])
+    assert torch.equal(known, expected["labels"])
+    assert known.shape[1:] == served.read(images).shape[2:]

@@ -109,21 +109,20 @@ class Page:
         originals = self.served.read(images)
         classifier = classifier or self.served.classifier()
         spoil = None if suite == NO_CORRUPTION else (corruption, int(severity))
-        return classifier, self._answer(classifier, originals, truths, spoil, **settings), originals
+        known = self.served.read_truths(images, truths)
+        return classifier, self._answer(classifier, originals, known, spoil, **settings), originals
 
     def _answer(
         self,
         classifier: Any,
         originals: Tensor,
-        truths: list[Any] | None,
+        known: Any,
         spoil: tuple[str, int] | None,
         **settings: Any,
     ) -> Result:
         """Corrupts images and answers them; true maps of classes move with the pixels."""
-        known: Any = truths
-        if truths is not None and self.served.segments:
-            known = self.served.read_maps(truths)
-            known = known if spoil is None else corrupt_maps(known, *spoil)
+        if isinstance(known, Tensor) and spoil is not None:
+            known = corrupt_maps(known, *spoil)
         return classify(classifier, originals if spoil is None else corrupt(originals, *spoil), known, **settings)
 
     def example(self) -> tuple[Result, Tensor, int] | None:
@@ -152,7 +151,9 @@ class Page:
         images, truths = self._images("sample", picked, EXAMPLE_BATCH, None, None)
         originals = self.served.read(images)
         spoil = (default_corruption(self.served)[1], _EXAMPLE_SEVERITY)
-        return self._answer(self.served.classifier(), originals, truths, spoil), originals
+        return self._answer(
+            self.served.classifier(), originals, self.served.read_truths(images, truths), spoil
+        ), originals
 
     def _images(
         self, source: str, picked: int, batch: int, drawing: Any, files: list[str] | None

@@ -9,17 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from huggingface_hub.constants import HF_HOME
 from PIL import Image
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ..data import DIGITS, load_digits, resized_map
+from ..data import DIGITS, load_digits
 from ..demo import RECIPES, train_network
 from ..evaluation.inputs import load_model
-from ..evaluation.pixels import PixelCollator
+from ..evaluation.pixels import PixelCollator, pixel_collator
 from ..it3.adapting_pipeline_it3 import AdaptingPipeline
 from ..it3.configuration_it3 import SEGMENTATION
 from ..it3.image_processing_it3 import IT3ImageProcessor
@@ -143,12 +141,13 @@ class ServedModel:
         """Images as the model sees them before normalisation, `(N, C, H, W)` in [0, 1]."""
         return PixelCollator(self.image_processor)([{"image": image} for image in images])["pixel_values"]
 
-    def read_maps(self, maps: Sequence[np.ndarray]) -> Tensor:
-        """Maps of classes at the model's size, `(N, H, W)`; those of images that are cropped cannot be shown."""
-        size = self.image_processor.size
-        height = getattr(size, "height", None) or size["height"]
-        width = getattr(size, "width", None) or size["width"]
-        return torch.stack([resized_map(classes, (height, width)) for classes in maps])
+    def read_truths(self, images: Sequence[Image.Image], truths: Sequence[Any] | None) -> Any:
+        """What images are known to be, as answers are compared with: names of classes as they are, maps of classes as
+        evaluations read them, `(N, H, W)` at the model's size."""
+        if truths is None or self.model is None or not self.segments:
+            return truths
+        rows = [{"image": image, "label": classes} for image, classes in zip(images, truths, strict=True)]
+        return pixel_collator(self.model.config, self.image_processor, "image", "label")(rows)["labels"]
 
     def _take(self, name: str, revision: str | None = None, trust_remote_code: bool = False) -> None:
         loaded = load_model(name, revision=revision, trust_remote_code=trust_remote_code)
