@@ -13,7 +13,7 @@ from .loading_it3 import load
 from .origin_it3 import is_remote_code
 from .plain_module_it3 import ModuleConfig
 from .remote_code_it3 import write_code
-from .shell_it3 import plain_state
+from .shell_it3 import plain_state, unwrap
 from .task_it3 import Task
 
 
@@ -92,7 +92,7 @@ class HubModel(IdempotentModel):
             own = self.config.base_model
             self.config.base_model = _of_whole_model(own)
             try:
-                if state_dict is None:
+                if state_dict is None and any(unwrap(module) is not module for module in self.modules()):
                     state_dict = plain_state(self)
                 # Not pushed by it, but below, with card and image processor.
                 super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
