@@ -193,3 +193,13 @@ def test_a_stock_processor_of_maps_gives_the_same_labels(scenes):
         )
     ]
     assert figures[0] == pytest.approx(figures[1], abs=0.01)
+
+
+def test_images_of_which_no_pixel_counts_are_refused_by_name(model, scenes, processor):
+    row = scenes[0]
+    rows = [{"image": row["image"], "annotation": np.full((16, 16), 255, np.uint8)}] * 2
+    with pytest.raises(ValueError, match="mean_iou of 'clean' is undefined: no pixel of its images counts"):
+        evaluate(model, rows, processor)
+    # One image without any beside others is no such case.
+    results = evaluate(model, [*rows, {"image": row["image"], "annotation": row["annotation"]}], processor)
+    assert results.condition_scores[0]["methods"]["none"]["mean_iou"] is not None

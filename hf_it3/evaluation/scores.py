@@ -70,6 +70,11 @@ def condition_scores(runs: Sequence[RunOutcomes], conditions: Sequence[Condition
         by_run = [one.methods[method].scores(one.label) if method in one.methods else None for one in outcomes]
         scores = [score for score in by_run if score is not None]
         metric = with_method[0].methods[method].metric
+        if not any(math.isfinite(score[metric]) for score in scores):
+            raise ValueError(
+                f"{metric} of {condition.name!r} is undefined: no pixel of its images counts, all have the label "
+                "config.semantic_loss_ignore_index"
+            )
         each = [None if score is None else score[metric] for score in by_run]
         methods[method] = {**mean_scores(scores), f"{metric}_by_run": each}
         if method != UNADAPTED:
