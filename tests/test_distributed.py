@@ -43,11 +43,18 @@ def test_both_processes_took_part(two):
     assert sorted(re.findall(r"^\d/\d$", printed, re.MULTILINE)) == ["0/2", "1/2"]
 
 
-def test_training_ends_where_one_with_the_same_global_batch_ends(two, tmp_path):
-    first, second = (trained(two[0] / "training", rank) for rank in (0, 1))
+@pytest.fixture(scope="module")
+def alone_folder(tmp_path_factory):
+    """The folder of one process, this one, that trains with the same global batch."""
+    folder = tmp_path_factory.mktemp("alone")
     family, batch_size, arguments = TRAININGS["training"]
-    distributed_jobs.train(tmp_path, family, 2 * batch_size, arguments)
-    alone = trained(tmp_path, 0)
+    distributed_jobs.train(folder, family, 2 * batch_size, arguments)
+    return folder
+
+
+def test_training_ends_where_one_with_the_same_global_batch_ends(two, alone_folder):
+    first, second = (trained(two[0] / "training", rank) for rank in (0, 1))
+    alone = trained(alone_folder, 0)
     assert (first["world_size"], alone["world_size"]) == (2, 1)
     assert len(alone["losses"]) == 8
     assert first["losses"] == pytest.approx(alone["losses"], abs=1e-6)
@@ -59,10 +66,8 @@ def test_training_ends_where_one_with_the_same_global_batch_ends(two, tmp_path):
     assert first["reference_distance"] == second["reference_distance"]
 
 
-def test_clean_images_count_once_however_many_processes_see_them(two, tmp_path):
-    family, batch_size, arguments = TRAININGS["training"]
-    distributed_jobs.train(tmp_path, family, 2 * batch_size, arguments)
-    alone = torch.load(tmp_path / "clean-0.pt")
+def test_clean_images_count_once_however_many_processes_see_them(two, alone_folder):
+    alone = torch.load(alone_folder / "clean-0.pt")
     assert any(name.startswith("feature_statistics") and value.any() for name, value in alone.items())
     for rank in (0, 1):
         seen = torch.load(two[0] / "training" / f"clean-{rank}.pt")

@@ -151,9 +151,8 @@ class Page:
         images, truths = self._images("sample", picked, EXAMPLE_BATCH, None, None)
         originals = self.served.read(images)
         spoil = (default_corruption(self.served)[1], _EXAMPLE_SEVERITY)
-        return self._answer(
-            self.served.classifier(), originals, self.served.read_truths(images, truths), spoil
-        ), originals
+        known = self.served.read_truths(images, truths)
+        return self._answer(self.served.classifier(), originals, known, spoil), originals
 
     def _images(
         self, source: str, picked: int, batch: int, drawing: Any, files: list[str] | None

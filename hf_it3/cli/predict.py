@@ -52,6 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
     settings |= {"average_answers": arguments.average_answers} if arguments.average_answers else {}
     settings |= {"gate": None} if arguments.no_gate else {}
     batch_size = arguments.batch_size or answer.model.config.adaptation.batch_size
+
+    def answers_to(batch: Sequence[int]) -> Any:
+        return answer([str(files[one]) for one in batch], adaptation_batch_size=batch_size, **settings)
+
     answers: dict[int, Any] = {}
     unreadable: dict[int, str] = {}
     reading = in_reading_order(list(range(len(files))), arguments.order, arguments.seed)
@@ -59,15 +63,14 @@ def run(arguments: argparse.Namespace) -> None:
     for start in tqdm(starts, report.title, unit="batch", file=sys.stderr, disable=arguments.no_progress):
         batch = reading[start : start + batch_size]
         try:
-            given = answer([str(files[one]) for one in batch], adaptation_batch_size=batch_size, **settings)
+            given = answers_to(batch)
         except ValueError:
             reasons = {one: reason for one in batch if (reason := _why_unreadable(files[one])) is not None}
             if not reasons:
                 raise
             unreadable |= reasons
             batch = [one for one in batch if one not in reasons]
-            paths = [str(files[one]) for one in batch]
-            given = answer(paths, adaptation_batch_size=batch_size, **settings) if batch else []
+            given = answers_to(batch) if batch else []
         for position, entries in zip(batch, given, strict=True):
             answers[position] = report.keep(entries, answer.model.config)
     if report.output is not None and answers:

@@ -1,5 +1,6 @@
 """What is kept of the answers to images, and which figures they give, for each task that is evaluated."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -111,12 +112,12 @@ class ClassAnswers(Answers):
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, ignore_index: int) -> dict[str, np.ndarray]:
+        log_probabilities = torch.log_softmax(logits, -1)
         # Of an image without an answer, whatever is wrong with it: a wrong class, and all of them equally likely.
-        unknown = torch.log_softmax(logits, -1).isnan().any(-1)
+        unknown = log_probabilities.isnan().any(-1)
         if unknown.any():
             logger.warning(f"{int(unknown.sum())} of {len(logits)} images have no finite logits; they count as wrong")
-            logits = logits.masked_fill(unknown[:, None], 0.0)
-        log_probabilities = torch.log_softmax(logits, -1)
+            log_probabilities = log_probabilities.masked_fill(unknown[:, None], -math.log(logits.shape[1]))
         probabilities = log_probabilities.exp()
         of_label = probabilities.gather(1, labels[:, None]).squeeze(1)
         return {

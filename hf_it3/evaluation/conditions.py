@@ -169,14 +169,15 @@ def make_conditions(
         subsets: names of data sets, `None` for the only one.
     """
     conditions = []
+    is_corrupted_too = any(name not in _UNCORRUPTED for name in corruptions)
     for subset in subsets:
         corrupted = [
-            Condition(name, severity, subset, is_corrupted_too=any(one not in _UNCORRUPTED for one in corruptions))
+            Condition(name, severity, subset, is_corrupted_too=is_corrupted_too)
             for name in corruptions
             for severity in _severities(name, severities)
         ]
         if not any(condition.corruption == "digits-shift/clean" for condition in corrupted):
-            conditions.append(Condition(subset=subset, is_corrupted_too=bool(corrupted)))
+            conditions.append(Condition(subset=subset, is_corrupted_too=is_corrupted_too))
         conditions.extend(corrupted)
     return conditions
 

@@ -263,8 +263,9 @@ def _excluded(exclude: Any, loaded: list[LoadedModel], found: Sequence[Published
     if "calibrated" in excluded:
         excluded.remove("calibrated")
         seen = [name for one in loaded for name in one.model.config.calibration_corruptions or ()]
-        there = {one.corruption for one in found}
-        excluded += [name.rpartition("/")[2] for name in seen if name.rpartition("/")[2] in there] if found else seen
+        if found:
+            seen = [one.corruption for one in found if one.corruption in {name.rpartition("/")[2] for name in seen}]
+        excluded += seen
     return excluded
 
 

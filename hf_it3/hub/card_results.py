@@ -1,9 +1,9 @@
 """Measured scores, as a model card shows them and as its metadata lists them."""
 
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
@@ -88,20 +88,12 @@ def eval_results(
             say what they were measured on.
         task (`str`): as the Hub calls it.
     """
-    kind, name = one_line(dataset or "unknown"), one_line(name or dataset or "unknown")
-
-    def measured_on(result: ConditionResult) -> tuple[str, str]:
-        if result.dataset in (None, dataset):
-            return kind, name
-        is_public = public_id(result.dataset) is not None  # a local path stays out
-        return (one_line(result.dataset if is_public else os.path.basename(os.path.normpath(result.dataset))),) * 2
-
     return [
         EvalResult(
             task_type=task,
             task_name=task.replace("-", " ").capitalize(),
-            dataset_type=measured_on(result)[0],
-            dataset_name=f"{measured_on(result)[1]}, {one_line(result.name)}",
+            dataset_type=one_line(measured_on),
+            dataset_name=f"{one_line(shown)}, {one_line(result.name)}",
             dataset_config=one_line(result.name),
             dataset_split=None if result.split is None else one_line(result.split),
             metric_type=result.metric,
@@ -109,9 +101,18 @@ def eval_results(
             metric_value=round(value, 4),
         )
         for result in results
+        for measured_on, shown in [_data_of(result, dataset, name)]
         for how, value in (("unadapted", result.score_unadapted), ("adapted", result.score_adapted))
         if value is not None
     ]
+
+
+def _data_of(result: ConditionResult, dataset: str | None, name: str | None) -> tuple[str, str]:
+    """Identifier and name of the data that a result was measured on; of a local path, its last part."""
+    if result.dataset is None or result.dataset == dataset:
+        return dataset or "unknown", name or dataset or "unknown"
+    own = public_id(result.dataset) or Path(result.dataset).name
+    return own, own
 
 
 def result_facts(results: Sequence[ConditionResult]) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class TestTimeAdapter:
 
     def _call(self, pixel_values: Tensor) -> AdaptationOutput:
         with gradients_allowed():
-            if self._is_broken or self.shell.is_stale() or self._is_outdated():
+            if self._is_broken or self._is_outdated():
                 self._rebuild()
             # Until the end is reached; an interrupted call may leave the shell's modules with other tensors.
             self._is_broken = self.stream is None
@@ -160,8 +160,9 @@ class TestTimeAdapter:
             return output
 
     def _is_outdated(self) -> bool:
-        """Whether clean images were measured since; a running stream goes on as it began."""
-        return not self._has_begun and self._measured != measured_of(self.model)
+        """Whether the model has other tensors, or clean images were measured since; of the latter, a running stream
+        takes no notice, and goes on as it began."""
+        return self.shell.is_stale() or (not self._has_begun and self._measured != measured_of(self.model))
 
     @property
     def _has_begun(self) -> bool:
@@ -399,7 +400,7 @@ class TestTimeAdapter:
             ValueError: for other scopes, and for a state of another model or other settings.
         """
         with self._lock, gradients_allowed():
-            if self.shell.is_stale() or self._is_outdated():
+            if self._is_outdated():
                 self._rebuild()
             self._running_stream("load_state_dict").load_state_dict(state)
 

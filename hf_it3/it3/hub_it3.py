@@ -13,7 +13,7 @@ from .loading_it3 import load
 from .origin_it3 import is_remote_code
 from .plain_module_it3 import ModuleConfig
 from .remote_code_it3 import write_code
-from .shell_it3 import plain_state, unwrap
+from .shell_it3 import compiled_parts, plain_state
 from .task_it3 import Task
 
 
@@ -92,7 +92,7 @@ class HubModel(IdempotentModel):
             own = self.config.base_model
             self.config.base_model = _of_whole_model(own)
             try:
-                if state_dict is None and any(unwrap(module) is not module for module in self.modules()):
+                if state_dict is None and compiled_parts(self):
                     state_dict = plain_state(self)
                 # Not pushed by it, but below, with card and image processor.
                 super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)

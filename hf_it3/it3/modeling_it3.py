@@ -288,7 +288,7 @@ class IT3PreTrainedModel(HubModel, PreTrainedModel):
 
     def _check_logits(self, logits: Tensor) -> None:
         self._logits_are_checked = True
-        if isinstance(self.config.backbone_config, ModuleConfig) and len(logits) and self.config.num_labels > 1:
+        if isinstance(self.config.backbone_config, ModuleConfig) and len(logits):
             warn_of_probabilities(logits, self.backbone)
 
     def _run(self, pixel_values: Tensor, label_signal: Tensor | None, **kwargs: Any) -> tuple[Tensor, Any]:

@@ -25,6 +25,11 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def compiled_parts(model: nn.Module) -> list[nn.Module]:
+    """The wrappers that `torch.compile` put around parts of a model, inner ones first."""
+    return [module for module in reversed(list(model.modules())) if unwrap(module) is not module]
+
+
 def plain_name(name: str) -> str:
     """The name of a tensor as it is where no part of its model is compiled."""
     return name.replace("_orig_mod.", "")
@@ -228,9 +233,8 @@ class ModelShell:
         if hasattr(model, "config"):
             memo[id(model.config)] = model.config
         # Compiled code knows nothing of statistics that are chosen after it was compiled.
-        for module in reversed(list(model.modules())):
-            if (inner := unwrap(module)) is not module:
-                memo[id(module)] = copy.deepcopy(inner, memo)
+        for module in compiled_parts(model):
+            memo[id(module)] = copy.deepcopy(unwrap(module), memo)
         return copy.deepcopy(model, memo).eval()
 
     def is_stale(self) -> bool:

@@ -15,7 +15,7 @@ from ..it3.augmentation_it3 import middle_of
 from ..it3.backbone_defaults_it3 import DEFAULTS_OF_COPIES, corrects_copies
 from ..it3.interface_it3 import IdempotentModel, idempotent_model
 from ..it3.objective_it3 import IdempotenceDistance
-from ..it3.shell_it3 import ModelShell, unwrap
+from ..it3.shell_it3 import ModelShell, compiled_parts
 from ..it3.shift_reference_it3 import Observation
 from ..it3.shift_test_it3 import observe
 from ..it3.steps_it3 import chosen_statistics, num_first_layers
@@ -31,7 +31,7 @@ MAX_COMPARED = 2_000
 def uncompiled(model: IdempotentModel) -> IdempotentModel:
     """The model itself, or where parts of it are compiled, a copy around its tensors as they are now, in eval mode:
     compiled code neither tells its features nor corrects them."""
-    if all(unwrap(module) is module and module._compiled_call_impl is None for module in model.modules()):
+    if not compiled_parts(model) and all(module._compiled_call_impl is None for module in model.modules()):
         return model
     return idempotent_model(ModelShell(model, None).module)
 
@@ -45,13 +45,14 @@ def look_at_clean(
 ) -> Observation:
     """What a model in eval mode sees in clean images `(B, C, H, W)`, see [`observe`]; the features of the first
     `num_new` of them, by default of all, are added to `sums`."""
-    if num_new is None or num_new == len(pixel_values):
+    new, others = pixel_values[:num_new], pixel_values[len(pixel_values[:num_new]) :]
+    parts = []
+    if len(new):
         with collected_statistics(sums):
-            return observe(model, pixel_values, distance)
-    if num_new:
-        with collected_statistics(sums):
-            observe(model, pixel_values[:num_new], distance)
-    return observe(model, pixel_values, distance)
+            parts.append(observe(model, new, distance))
+    if len(others):
+        parts.append(observe(model, others, distance))
+    return Observation.join(parts)
 
 
 def store_reference(

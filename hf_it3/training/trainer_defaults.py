@@ -128,8 +128,10 @@ def measure_targets(config: Any, dataset: Any, label_column: str | None) -> None
 def _freeze_backbone(model: nn.Module) -> None:
     """Leaves only the embedder and the normalisation layers trainable."""
     norms = norm_parameter_names(model)
-    trained = {name for name, _ in model.named_parameters() if name.startswith("embedder.") or name in norms}
+    frozen = []
     for name, parameter in model.named_parameters():
-        if name in trained:
+        if name.startswith("embedder.") or name in norms:
             parameter.requires_grad_(True)
-    freeze_in_training(model, {name for name, _ in model.named_parameters()} - trained)
+        else:
+            frozen.append(name)
+    freeze_in_training(model, frozen)
